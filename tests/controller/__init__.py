@@ -1,0 +1,1 @@
+"""The controller without a switch: its rules run on a software switch."""
