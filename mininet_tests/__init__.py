@@ -1,0 +1,1 @@
+"""Tests with real Open vSwitch, Mininet and QEMU. They need root."""
