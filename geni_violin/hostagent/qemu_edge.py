@@ -421,8 +421,12 @@ def _under_lock(channel: FrameChannel, condition: Callable[[FrameChannel], bool]
 
 
 def _date_s() -> int:
-    """The date that QEMU's filter-dump begins its time stamps with: the broken-down UTC time, read as a local one."""
-    return int(time.mktime(time.gmtime()))
+    """The date that QEMU's filter-dump begins its time stamps with: the broken-down UTC time, read as a local one.
+
+    ``gmtime()`` without an argument reads the kernel's coarse clock, which enters a second some milliseconds late: two
+    equal readings around QEMU's own would then not prove that it read the same.
+    """
+    return int(time.mktime(time.gmtime(time.time())))
 
 
 def _sent_object(index: int) -> str:
