@@ -23,7 +23,15 @@ import httpx
 from geni_violin.cli.client import SLOW_S, Coordinator, path, services_ledger
 from geni_violin.cli.machine import free_port, port_is_free, remember_installation, start_openvswitch
 from geni_violin.core.errors import Conflict, GeniViolinError, MachineFault
-from geni_violin.runtime.processes import Ledger, ProcessRecord, is_alive, record_of, stop, with_niceness
+from geni_violin.runtime.processes import (
+    Ledger,
+    ProcessRecord,
+    is_alive,
+    record_of,
+    set_session_niceness,
+    stop,
+    with_niceness,
+)
 from geni_violin.runtime.settings import Settings
 
 LOOPBACK = "127.0.0.1"
@@ -210,6 +218,7 @@ class Parts:
                 cwd="/",
                 start_new_session=True,
             )
+        set_session_niceness(child.pid, NICENESS[command])
         self._children[name] = child
         self._ledger.add(record_of(name, child.pid))
         return offset

@@ -27,6 +27,7 @@ from pathlib import Path
 from geni_violin.hostagent.delay_line import DelayLine
 from geni_violin.hostagent.link_counters import CounterFile, Counters
 from geni_violin.hostagent.tunnel import MAX_DATAGRAM_BYTES, Receiver, Sender
+from geni_violin.runtime.processes import set_session_niceness
 
 READY, GO = b"r", b"g"
 MAX_FRAME_BYTES = 16_384
@@ -181,6 +182,7 @@ def _hurry() -> None:
     """Be scheduled soon, and make no garbage collector's pauses: the loop makes no cycles."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
+    set_session_niceness(os.getpid(), _NICENESS)
     gc.collect()
     gc.freeze()
     gc.disable()

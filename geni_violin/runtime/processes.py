@@ -47,6 +47,17 @@ def with_niceness(niceness: int, command: list[str]) -> list[str]:
     return ["nice", "-n", str(relative), *command] if relative else command
 
 
+def set_session_niceness(pid: int, niceness: int) -> None:
+    """Have a process's session be that nice to other sessions.
+
+    With autogroups (sched(7); Debian has them) the niceness of processes is compared only within a session, and sessions
+    among one another by what their /proc/PID/autogroup says. Nothing happens without autogroups, the right to do it, or
+    the process.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
+
+
 def record_of(name: str, pid: int, address: str = "", openflow: str = "") -> ProcessRecord:
     """The record of a running process.
 
