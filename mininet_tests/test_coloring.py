@@ -1,5 +1,6 @@
 """Coloring, gating, flooding and isolation on real Open vSwitch switches, with real frames."""
 
+import asyncio
 import contextlib
 import multiprocessing
 import statistics
@@ -46,7 +47,7 @@ def network(fabric: TestNetwork) -> Iterator[TestNetwork]:
     """
     for name in SLICES:
         fabric.controller.put(fabric.network(name))
-    forget_cached_flows()
+    asyncio.run(forget_cached_flows())
     yield fabric
     fabric.controller.request("PUT", "/v1/slices", ())
 

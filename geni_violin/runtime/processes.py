@@ -50,9 +50,9 @@ def with_niceness(niceness: int, command: list[str]) -> list[str]:
 def set_session_niceness(pid: int, niceness: int) -> None:
     """Have a process's session be that nice to other sessions.
 
-    With autogroups (sched(7); Debian has them) the niceness of processes is compared only within a session, and sessions
-    among one another by what their /proc/PID/autogroup says. Nothing happens without autogroups, the right to do it, or
-    the process.
+    With autogroups (sched(7); Debian has them) the niceness of processes is compared only within a session, and that of
+    sessions among one another is what their /proc/PID/autogroup says. Nothing happens without autogroups, the right to
+    do it, or the process.
     """
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
