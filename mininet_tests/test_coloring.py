@@ -1,6 +1,5 @@
 """Coloring, gating, flooding and isolation on real Open vSwitch switches, with real frames."""
 
-import asyncio
 import contextlib
 import multiprocessing
 import statistics
@@ -12,7 +11,6 @@ import pytest
 
 from geni_violin.core.messages import RecolorRequest
 from geni_violin.core.model import EdgePort
-from geni_violin.runtime.openvswitch import forget_cached_flows
 
 from .fabric_harness import (
     SLICES,
@@ -41,13 +39,9 @@ def fabric(request: pytest.FixtureRequest) -> Iterator[TestNetwork]:
 
 @pytest.fixture
 def network(fabric: TestNetwork) -> Iterator[TestNetwork]:
-    """A network with both slices fresh, in epoch 0, under VLAN IDs of their own.
-
-    As before a VM of a new slice runs, no frame goes by what the switches' flow caches remember of the time before.
-    """
+    """A network with both slices fresh, in epoch 0, under VLAN IDs of their own."""
     for name in SLICES:
         fabric.controller.put(fabric.network(name))
-    asyncio.run(forget_cached_flows())
     yield fabric
     fabric.controller.request("PUT", "/v1/slices", ())
 
