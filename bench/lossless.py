@@ -23,7 +23,9 @@ from mininet_tests.slice_harness import REPOSITORY, Installation, Slice, install
 
 VMS = ("n1", "n2", "n3", "n4")
 TOKENS = 4 * 1000
-COUNTS = ("udp_sent", "udp_lost", "udp_duplicates", "udp_reordered", "tcp_dead", "tcp_violations", "tcp_retrans_segs")
+UDP_COUNTS = ("udp_sent", "udp_lost", "udp_duplicates", "udp_reordered")
+TCP_COUNTS = ("tcp_dead", "tcp_violations", "tcp_retrans_segs", "tcp_loss_probes", "tcp_timeouts")
+COUNTS = UDP_COUNTS + TCP_COUNTS
 Reports = dict[str, dict[str, Any]]
 
 
@@ -163,6 +165,10 @@ def _short(counts: dict[str, int]) -> str:
     return f"{counts['udp_lost']} lost, {counts['udp_duplicates']} twice, {counts['udp_reordered']} out of order"
 
 
+def _beside(live: dict[str, int], quiet: dict[str, int], kind: str) -> str:
+    return f"{live[kind]} (as long without snapshots: {quiet[kind]})"
+
+
 def show(figures: Figures) -> None:
     """The figures of one policy, for people."""
     live, quiet = figures.live, figures.quiet
@@ -170,7 +176,9 @@ def show(figures: Figures) -> None:
         "datagrams a second, slowest VM": f"{figures.datagrams_per_s:.0f}",
         "live: datagrams lost": f"{live['udp_lost']} of {live['udp_sent']}",
         "live: twice (orphans), out of order": f"{live['udp_duplicates']}, {live['udp_reordered']}",
-        "live: TCP segments sent again": f"{live['tcp_retrans_segs']} (without snapshots: {quiet['tcp_retrans_segs']})",
+        "live: TCP segments sent again": _beside(live, quiet, "tcp_retrans_segs"),
+        "  of them, probes for a late tail": _beside(live, quiet, "tcp_loss_probes"),
+        "  timeouts, which slow TCP down": _beside(live, quiet, "tcp_timeouts"),
         "after each restore: datagrams lost": ", ".join(str(one["udp_lost"]) for one in figures.restores),
         "after each restore: twice": ", ".join(str(one["udp_duplicates"]) for one in figures.restores),
         "tokens at the end": f"{figures.tokens} of {TOKENS}",

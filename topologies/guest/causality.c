@@ -185,12 +185,12 @@ static void watch(int descriptor, uint32_t events, void *what, int operation)
         die("epoll: %s", strerror(errno));
 }
 
-/* A named counter of /proc/net/snmp, which has a line of names and then a line of values for each protocol. */
-static uint64_t kernel_counter(const char *protocol, const char *name)
+/* A named counter of a file like /proc/net/snmp, with a line of names and then a line of values for each protocol. */
+static uint64_t kernel_counter(const char *path, const char *protocol, const char *name)
 {
-    char names[1024], values[1024], *more_names, *more_values;
+    char names[8192], values[8192], *more_names, *more_values;
     uint64_t found = 0;
-    FILE *file = fopen("/proc/net/snmp", "r");
+    FILE *file = fopen(path, "r");
 
     while (file && fgets(names, sizeof names, file) && fgets(values, sizeof values, file)) {
         char *key = strtok_r(names, " \n", &more_names), *value = strtok_r(values, " \n", &more_values);
@@ -478,7 +478,7 @@ static void print_datagrams(FILE *line)
     fprintf(line, ", \"udp_lost\": %lu, \"udp_reordered\": %lu, \"udp_foreign\": %lu", lost, sum.udp_reordered,
             udp_foreign);
     fprintf(line, ", \"udp_exhausted\": %s, \"udp_buffer_errors\": %lu", exhausted ? "true" : "false",
-            kernel_counter("Udp:", "RcvbufErrors"));
+            kernel_counter("/proc/net/snmp", "Udp:", "RcvbufErrors"));
 }
 
 static void print_connections(FILE *line)
@@ -491,7 +491,10 @@ static void print_connections(FILE *line)
     }
     fprintf(line, ", \"tcp_established\": %d, \"tcp_dead\": %d, \"tcp_violations\": %lu", established, dead,
             tcp_violations);
-    fprintf(line, ", \"tcp_retrans_segs\": %lu", kernel_counter("Tcp:", "RetransSegs"));
+    fprintf(line, ", \"tcp_retrans_segs\": %lu", kernel_counter("/proc/net/snmp", "Tcp:", "RetransSegs"));
+    /* Of these: probes for a tail that is merely late (RFC 8985), and timeouts, which alone slow a connection down. */
+    fprintf(line, ", \"tcp_loss_probes\": %lu", kernel_counter("/proc/net/netstat", "TcpExt:", "TCPLossProbes"));
+    fprintf(line, ", \"tcp_timeouts\": %lu", kernel_counter("/proc/net/netstat", "TcpExt:", "TCPTimeouts"));
 }
 
 /* One line in one write, so that no other line of the console's comes between. */
