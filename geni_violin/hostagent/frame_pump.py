@@ -12,7 +12,7 @@ Whatever is asked of a channel from outside is done under its lock, between two 
 import contextlib
 import fcntl
 import os
-import selectors
+import select
 import socket
 import struct
 import termios
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 
 from geni_violin.hostagent.inbound_queue import InboundQueue
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 256 << 10
 _MOST_OUT_BYTES = 256 << 20
 _LENGTH = struct.Struct("!I")
 
@@ -42,6 +42,7 @@ class FrameChannel:
         """Frames that QEMU did not take, and that memory had no room for."""
         self._on_future: Callable[[], object] | None = on_future
         self._incoming = bytearray()
+        self._buffer = bytearray(_READ_BYTES)  # once: getting so much memory for each read takes longer than the read
         self._outgoing = bytearray()
         for end in (divert, inject):
             end.setblocking(False)
@@ -54,16 +55,16 @@ class FrameChannel:
     def turn(self) -> bool:
         """Read what there is, pass on what is to be passed on; whether the diversion is still there."""
         with self.lock:
-            data = _read(self.divert)
-            if data:
-                self._incoming += data
+            count = _read(self.divert, self._buffer)
+            if count:
+                self._incoming += memoryview(self._buffer)[:count]
                 self._put(self.queue.take(_frames(self._incoming), time.time_ns() // 1000))
             self._flush()
             seen = self.queue.future_frame_seen
         if seen and self._on_future is not None:
             on_future, self._on_future = self._on_future, None
             on_future()
-        return data is not None
+        return count is not None
 
     def put(self, frames: Iterable[bytes]) -> None:
         """Pass frames on to the VM, after all that were passed on before. Under the lock."""
@@ -106,12 +107,12 @@ class FrameChannel:
         return self.all_taken() and self.consumed()
 
 
-def _read(source: socket.socket) -> bytes | None:
-    """What there is to read; None at the end."""
+def _read(source: socket.socket, buffer: bytearray) -> int | None:
+    """Read what there is, up to the buffer's size; how much it was, in bytes, or None at the end."""
     try:
-        return source.recv(_READ_BYTES) or None
+        return source.recv_into(buffer) or None
     except BlockingIOError:
-        return b""
+        return 0
     except OSError:
         return None
 
@@ -149,61 +150,76 @@ def _unread_by_peer(end: socket.socket) -> int:
 
 
 class FramePump:
-    """The thread. It starts with the first channel, and costs nothing while there is none."""
+    """The thread. It starts with the first channel, and costs nothing while there is none.
+
+    What is waited for stays registered from one turn to the next: during a snapshot this is done for each single frame.
+    """
 
     def __init__(self) -> None:
-        self._channels: set[FrameChannel] = set()
+        self._diversions: dict[int, FrameChannel] = {}
+        """The channels by the descriptor of their diversion."""
+        self._blocked: dict[int, FrameChannel] = {}
+        """Those whose injection QEMU does not take at once, by its descriptor."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
+        self._epoll = select.epoll()
+        self._epoll.register(self._wake_read, select.EPOLLIN)
 
     def add(self, channel: FrameChannel) -> None:
         """Work on a channel from now on."""
         with self._lock:
-            self._channels.add(channel)
+            self._diversions[channel.divert.fileno()] = channel
+            self._epoll.register(channel.divert, select.EPOLLIN)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="frame-pump", daemon=True)
                 self._thread.start()
-        self._wake()
 
     def remove(self, channel: FrameChannel) -> None:
         """Work on it no more, and close its sockets."""
-        with self._lock:
-            self._channels.discard(channel)
-        self._wake()
+        self._forget(channel)
         with channel.lock:
             channel.divert.close()
             channel.inject.close()
 
+    def _forget(self, channel: FrameChannel) -> None:
+        with self._lock:
+            if self._diversions.pop(channel.divert.fileno(), None) is not None:
+                self._epoll.unregister(channel.divert)
+            if self._blocked.pop(channel.inject.fileno(), None) is not None:
+                self._epoll.unregister(channel.inject)
+
     def put(self, channel: FrameChannel, frames: Iterable[bytes]) -> None:
         """Pass frames on to a VM, after all that were passed on before. Under the channel's lock."""
         channel.put(frames)
-        self._wake()
-
-    def _wake(self) -> None:
-        os.write(self._wake_write, b"x")
+        if channel.wants_to_write:
+            os.write(self._wake_write, b"x")
 
     def _run(self) -> None:
         while True:
-            with self._lock:
-                channels = list(self._channels)
-            for channel in self._ready(channels):
+            for channel in self._ready():
                 with contextlib.suppress(ValueError):  # removed, and closed, meanwhile
                     if not channel.turn():
-                        with self._lock:
-                            self._channels.discard(channel)
+                        self._forget(channel)
+            self._watch_injections()
 
-    def _ready(self, channels: list[FrameChannel]) -> list[FrameChannel]:
+    def _ready(self) -> set[FrameChannel]:
         """Wait until there is something to do; the channels that it is at."""
-        with selectors.PollSelector() as selector:
-            selector.register(self._wake_read, selectors.EVENT_READ)
-            for channel in channels:
-                with contextlib.suppress(ValueError, KeyError):
-                    selector.register(channel.divert, selectors.EVENT_READ, channel)
-                    if channel.wants_to_write:
-                        selector.register(channel.inject, selectors.EVENT_WRITE, channel)
-            ready = {key.data for key, _ in selector.select()}
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
-        return [channel for channel in ready if channel is not None]
+        descriptors = [descriptor for descriptor, _ in self._epoll.poll()]
+        if self._wake_read in descriptors:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+        with self._lock:
+            found = (self._diversions.get(number) or self._blocked.get(number) for number in descriptors)
+            return {channel for channel in found if channel is not None}
+
+    def _watch_injections(self) -> None:
+        """Wait for room in those injections, and only those, that had none for all."""
+        with self._lock:
+            wanting = {c.inject.fileno(): c for c in self._diversions.values() if c.wants_to_write}
+            for number in wanting.keys() - self._blocked.keys():
+                self._epoll.register(number, select.EPOLLOUT)
+            for number in self._blocked.keys() - wanting.keys():
+                self._epoll.unregister(number)
+            self._blocked = wanting
