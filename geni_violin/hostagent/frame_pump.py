@@ -47,10 +47,10 @@ class FrameChannel:
         for end in (divert, inject):
             end.setblocking(False)
 
-    @property
-    def wants_to_write(self) -> bool:
-        """Whether QEMU has not taken all yet."""
-        return bool(self._outgoing)
+    def watched(self) -> dict[int, int]:
+        """What the next turn waits for: descriptors, and for which events (epoll(7))."""
+        writes = {self.inject.fileno(): select.EPOLLOUT} if self._outgoing else {}
+        return {self.divert.fileno(): select.EPOLLIN, **writes}
 
     def turn(self) -> bool:
         """Read what there is, pass on what is to be passed on; whether the diversion is still there."""
@@ -92,6 +92,11 @@ class FrameChannel:
                 self._outgoing.clear()
                 return
             del self._outgoing[:sent]
+
+    def close(self) -> None:
+        """Let go of the diversion. Under the lock."""
+        self.divert.close()
+        self.inject.close()
 
     def all_taken(self) -> bool:
         """Whether the queue has taken all that was diverted so far. Under the lock."""
@@ -156,10 +161,9 @@ class FramePump:
     """
 
     def __init__(self) -> None:
-        self._diversions: dict[int, FrameChannel] = {}
-        """The channels by the descriptor of their diversion."""
-        self._blocked: dict[int, FrameChannel] = {}
-        """Those whose injection QEMU does not take at once, by its descriptor."""
+        self._channels: dict[FrameChannel, dict[int, int]] = {}
+        """What is registered for each channel: descriptors, and for which events."""
+        self._owners: dict[int, FrameChannel] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe()
@@ -170,56 +174,68 @@ class FramePump:
     def add(self, channel: FrameChannel) -> None:
         """Work on a channel from now on."""
         with self._lock:
-            self._diversions[channel.divert.fileno()] = channel
-            self._epoll.register(channel.divert, select.EPOLLIN)
+            self._channels[channel] = {}
+            self._register(channel)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="frame-pump", daemon=True)
                 self._thread.start()
 
     def remove(self, channel: FrameChannel) -> None:
         """Work on it no more, and close its sockets."""
-        self._forget(channel)
-        with channel.lock:
-            channel.divert.close()
-            channel.inject.close()
-
-    def _forget(self, channel: FrameChannel) -> None:
         with self._lock:
-            if self._diversions.pop(channel.divert.fileno(), None) is not None:
-                self._epoll.unregister(channel.divert)
-            if self._blocked.pop(channel.inject.fileno(), None) is not None:
-                self._epoll.unregister(channel.inject)
+            self._forget(channel)
+        with channel.lock:
+            channel.close()
 
     def put(self, channel: FrameChannel, frames: Iterable[bytes]) -> None:
         """Pass frames on to a VM, after all that were passed on before. Under the channel's lock."""
         channel.put(frames)
-        if channel.wants_to_write:
-            os.write(self._wake_write, b"x")
+        os.write(self._wake_write, b"x")
 
     def _run(self) -> None:
         while True:
             for channel in self._ready():
-                with contextlib.suppress(ValueError):  # removed, and closed, meanwhile
-                    if not channel.turn():
+                try:
+                    is_there = channel.turn()
+                except ValueError:  # removed, and closed, meanwhile
+                    continue
+                with self._lock:
+                    if is_there:
+                        self._register(channel)
+                    else:
                         self._forget(channel)
-            self._watch_injections()
 
     def _ready(self) -> set[FrameChannel]:
-        """Wait until there is something to do; the channels that it is at."""
-        descriptors = [descriptor for descriptor, _ in self._epoll.poll()]
-        if self._wake_read in descriptors:
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake_read, 4096)
+        """Wait until there is something to do; the channels that it is at. All are looked at if somebody has put."""
+        descriptors = [descriptor for descriptor, _events in self._epoll.poll()]
         with self._lock:
-            found = (self._diversions.get(number) or self._blocked.get(number) for number in descriptors)
-            return {channel for channel in found if channel is not None}
+            if self._wake_read in descriptors:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake_read, 4096)
+                return set(self._channels)
+            return {self._owners[number] for number in descriptors if number in self._owners}
 
-    def _watch_injections(self) -> None:
-        """Wait for room in those injections, and only those, that had none for all."""
-        with self._lock:
-            wanting = {c.inject.fileno(): c for c in self._diversions.values() if c.wants_to_write}
-            for number in wanting.keys() - self._blocked.keys():
-                self._epoll.register(number, select.EPOLLOUT)
-            for number in self._blocked.keys() - wanting.keys():
-                self._epoll.unregister(number)
-            self._blocked = wanting
+    def _register(self, channel: FrameChannel) -> None:
+        """Wait for what the channel's next turn waits for, and for nothing else of it. Under the lock."""
+        registered = self._channels.get(channel)
+        if registered is None:  # removed meanwhile
+            return
+        wanted = channel.watched()
+        if wanted == registered:
+            return
+        for number in registered.keys() - wanted.keys():
+            self._epoll.unregister(number)
+            del self._owners[number]
+        for number, events in wanted.items():
+            if number not in registered:
+                self._epoll.register(number, events)
+                self._owners[number] = channel
+            elif events != registered[number]:
+                self._epoll.modify(number, events)
+        self._channels[channel] = wanted
+
+    def _forget(self, channel: FrameChannel) -> None:
+        """Under the lock, and before the channel is closed: its descriptors may be others' then."""
+        for number in self._channels.pop(channel, {}):
+            self._epoll.unregister(number)
+            del self._owners[number]

@@ -74,7 +74,7 @@ def test_what_qemu_does_not_take_at_once_waits_and_keeps_its_order(pump: FramePu
     slow, quick = Qemu(pump), Qemu(pump)
     for number in range(FRAMES):
         slow.divert(number, color=0, size=1000)
-    until(lambda: slow.channel.wants_to_write)
+    until(lambda: len(slow.channel.watched()) == 2)
     quick.divert(7, color=0)
     assert quick.taken(1) == [7]
     assert not drained(slow)
@@ -109,7 +109,7 @@ def test_an_interface_that_goes_leaves_the_others_alone(pump: FramePump) -> None
     stays, removed, gone = Qemu(pump), Qemu(pump), Qemu(pump)
     for number in range(FRAMES):
         removed.divert(number, color=0, size=1000)
-    until(lambda: removed.channel.wants_to_write)
+    until(lambda: len(removed.channel.watched()) == 2)
     pump.remove(removed.channel)
     removed.close()
     gone.close()
