@@ -49,6 +49,11 @@ class VmSpec:
     vhost: bool = False
     hold: str = IN_HYPERVISOR
 
+    @property
+    def held_in(self) -> str:
+        """Where its edge is."""
+        return IN_SWITCH if self.vhost else self.hold
+
     def kernel_command_line(self) -> str:
         """The image's ``append`` with this VM's values filled in."""
         address = self.address.split("/")[0]

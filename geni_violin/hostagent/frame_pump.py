@@ -1,4 +1,7 @@
-"""Moves frames between QEMU's diversions and their inbound queues: one thread for all VMs of an agent.
+"""Moves frames between their diversions and their inbound queues: one thread for all VMs of an agent.
+
+A diversion is QEMU's (:class:`FrameChannel`), or a hold port of the VM's switch
+(:mod:`~geni_violin.hostagent.hold_port`).
 
 Theory of operation. QEMU's ``filter-redirector`` writes each frame with its length in front (4 bytes, big-endian) into
 one Unix socket, and takes frames of the same form from another. It writes from its main loop and waits while the socket
@@ -19,12 +22,39 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from geni_violin.hostagent.inbound_queue import InboundQueue
 
 _READ_BYTES = 1 << 20
 _MOST_OUT_BYTES = 256 << 20
 _LENGTH = struct.Struct("!I")
+_RETRY_S = 0.001
+
+Watched = tuple[int | socket.socket, int]
+"""What may be ready, and for what (EVENT_READ, EVENT_WRITE of selectors)."""
+
+
+class Channel(Protocol):
+    """One interface's diversion, which the thread works on."""
+
+    lock: threading.Lock
+
+    def watched(self) -> list[Watched]:
+        """What the next turn waits for."""
+
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether another turn is due soon in any case."""
+
+    def turn(self) -> bool:
+        """Read what there is, pass on what is to be passed on; whether the diversion is still there."""
+
+    def put(self, frames: Iterable[bytes]) -> None:
+        """Pass frames on to the VM, after all that were passed on before. Under the lock."""
+
+    def close(self) -> None:
+        """Let go of the diversion. Under the lock."""
 
 
 class FrameChannel:
@@ -46,13 +76,15 @@ class FrameChannel:
         for end in (divert, inject):
             end.setblocking(False)
 
+    def watched(self) -> list[Watched]:
+        writes = [(self.inject, selectors.EVENT_WRITE)] if self._outgoing else []
+        return [(self.divert, selectors.EVENT_READ), *writes]
+
     @property
-    def wants_to_write(self) -> bool:
-        """Whether QEMU has not taken all yet."""
-        return bool(self._outgoing)
+    def is_backed_up(self) -> bool:
+        return False  # a socket that QEMU reads from tells when it has room
 
     def turn(self) -> bool:
-        """Read what there is, pass on what is to be passed on; whether the diversion is still there."""
         with self.lock:
             data = _read(self.divert)
             if data:
@@ -66,7 +98,6 @@ class FrameChannel:
         return data is not None
 
     def put(self, frames: Iterable[bytes]) -> None:
-        """Pass frames on to the VM, after all that were passed on before. Under the lock."""
         self._put(frames)
         self._flush()
 
@@ -91,6 +122,10 @@ class FrameChannel:
                 self._outgoing.clear()
                 return
             del self._outgoing[:sent]
+
+    def close(self) -> None:
+        self.divert.close()
+        self.inject.close()
 
     def all_taken(self) -> bool:
         """Whether the queue has taken all that was diverted so far. Under the lock."""
@@ -152,13 +187,13 @@ class FramePump:
     """The thread. It starts with the first channel, and costs nothing while there is none."""
 
     def __init__(self) -> None:
-        self._channels: set[FrameChannel] = set()
+        self._channels: set[Channel] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
 
-    def add(self, channel: FrameChannel) -> None:
+    def add(self, channel: Channel) -> None:
         """Work on a channel from now on."""
         with self._lock:
             self._channels.add(channel)
@@ -167,16 +202,15 @@ class FramePump:
                 self._thread.start()
         self._wake()
 
-    def remove(self, channel: FrameChannel) -> None:
-        """Work on it no more, and close its sockets."""
+    def remove(self, channel: Channel) -> None:
+        """Work on it no more, and close it."""
         with self._lock:
             self._channels.discard(channel)
         self._wake()
         with channel.lock:
-            channel.divert.close()
-            channel.inject.close()
+            channel.close()
 
-    def put(self, channel: FrameChannel, frames: Iterable[bytes]) -> None:
+    def put(self, channel: Channel, frames: Iterable[bytes]) -> None:
         """Pass frames on to a VM, after all that were passed on before. Under the channel's lock."""
         channel.put(frames)
         self._wake()
@@ -194,16 +228,16 @@ class FramePump:
                         with self._lock:
                             self._channels.discard(channel)
 
-    def _ready(self, channels: list[FrameChannel]) -> list[FrameChannel]:
+    def _ready(self, channels: list[Channel]) -> list[Channel]:
         """Wait until there is something to do; the channels that it is at."""
         with selectors.PollSelector() as selector:
             selector.register(self._wake_read, selectors.EVENT_READ)
             for channel in channels:
                 with contextlib.suppress(ValueError, KeyError):
-                    selector.register(channel.divert, selectors.EVENT_READ, channel)
-                    if channel.wants_to_write:
-                        selector.register(channel.inject, selectors.EVENT_WRITE, channel)
-            ready = {key.data for key, _ in selector.select()}
+                    for end, events in channel.watched():
+                        selector.register(end, events, channel)
+            behind = {channel for channel in channels if channel.is_backed_up}
+            ready = behind | {key.data for key, _ in selector.select(_RETRY_S if behind else None)}
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
         return [channel for channel in ready if channel is not None]
