@@ -75,7 +75,7 @@ class OvertakingWatch:
     def _heard(self) -> bytes | None:
         try:
             return self.socket.recv(_NOTED_BYTES)
-        except BlockingIOError:
+        except OSError:  # nothing more, or the device is gone
             return None
 
     def look(self) -> None:
@@ -167,6 +167,8 @@ class HoldPortChannel:
 
     def turn(self) -> bool:
         with self.lock:
+            if self._descriptor < 0:
+                return False
             frames = self._read()
             if frames:
                 self._put(self.queue.take(frames, time.time_ns() // 1000))
