@@ -273,7 +273,7 @@ def test_channel_state_comes_before_everything_else(play: Play) -> None:
         async with own.booted() as vm:
             image, _ = await snapshot(vm, "background")
         async with own.restored(image) as copy:
-            await copy.edge.replay_held()
+            await copy.edge.replay_held([])
             traffic = Traffic(own.tap)
             try:
                 await asyncio.sleep(0.1)

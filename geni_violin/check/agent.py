@@ -19,6 +19,7 @@ from geni_violin.core import cut
 from geni_violin.core.cut import Action, Phase, Plan
 
 _UNDOING = (Phase.CANCELLING, Phase.CANCELLED, Phase.LOST)
+_HOLDS = {Action.HOLD_FRAMES, Action.HOLD_INBOUND}
 _FAILED = cut.StepFailed("")
 _INTERRUPTIONS: tuple[cut.Event, ...] = (
     cut.CancelRequested(""),
@@ -69,7 +70,7 @@ class Agent:
                 return "R1: frames are let out after the cut and before the recolor"
             if state.recolored and not state.was_cut:
                 return "R2: the port is recolored before the cut"
-            if self._holds and not state.armed and not state.disarmed and Action.HOLD_FRAMES in self._sent(state):
+            if self._holds and not state.armed and not state.disarmed and self._sent(state) & _HOLDS:
                 return "the edge is not armed before the cut, or steps aside before the network is disarmed"
         if state.armed and phase is Phase.STREAMED:
             return "streamed, but the edge is still armed"
@@ -97,7 +98,7 @@ class Agent:
 
     @property
     def _holds(self) -> bool:
-        return self.colored and self.network == "hold"
+        return self.colored and self.network != "drop"
 
     def _triggers(self, state: State) -> Iterator[cut.Event]:
         """Whatever may start the cut now. The coordinator does not ask before the edge is armed, if it is to be."""

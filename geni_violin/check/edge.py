@@ -8,6 +8,12 @@ order of the commands and at any time after them; the recolor's halves happen be
 Some effects have to wait until one of these places is empty (:func:`ready`): these are the rules by which the channel
 state is exact and the order kept, and each can be relaxed. :class:`Cell` is all of a VM but its frames.
 
+The edge of a VM that holds frames in the switch has no plain buffer, and nothing outbound waits. What its port lets
+out, armed, goes to the hold port, where the agent reads it; otherwise it is with the VM at once, and past the agent::
+
+    guest -> tap -> [colored] network [admitted] -> hold port's tap -> agent -> tap -> guest
+                                      [admitted] ------------------------------> tap -> guest
+
 An edge is in one of these modes: DIRECT, the agent sees no frame; KEEP, neither, and the plain buffer keeps them; PASS,
 armed and before the cut; HOLD, in the cut; DELIVER, after it; ALL, everything passes on and nothing is recorded: the
 cut was undone; BLIND, the agent is dead, so QEMU drops what it should divert.
@@ -16,7 +22,7 @@ cut was undone; BLIND, the agent is dead, so QEMU drops what it should divert.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from geni_violin.check.rules import LosslessRules
+from geni_violin.check.rules import SWITCH, LosslessRules
 from geni_violin.check.vm import DONE, EGRESS, INGRESS, MIGRATION, Machines
 from geni_violin.core import cut
 from geni_violin.core.color import Relation, color_of, relation
@@ -40,9 +46,9 @@ _EFFECTS: Mapping[Action, tuple[str, ...]] = {
     Action.RELEASE_FRAMES: ("release",),
     Action.RETURN_PATH: ("divert off", "step aside"),
     Action.CANCEL_MIGRATION: ("cancel",),
+    Action.HOLD_INBOUND: ("hold inbound", "drain"),
 }
 _ENDED_BY_CANCEL = ("complete", "switchover")
-RETURNING = _EFFECTS[Action.RETURN_PATH]
 REVIVED = ("resume", "release")
 """What an agent does for a VM whose cut its predecessor has left."""
 
@@ -71,7 +77,17 @@ class Cell(NamedTuple):
     @property
     def holds(self) -> bool:
         """Whether this VM's edge is armed for a cut."""
-        return self.network == "hold"
+        return self.network != "drop"
+
+    @property
+    def in_switch(self) -> bool:
+        """Whether its edge is a hold port of its switch."""
+        return self.network == SWITCH
+
+    @property
+    def returning(self) -> tuple[str, ...]:
+        """What an edge does that steps aside."""
+        return ("leave",) if self.in_switch else _EFFECTS[Action.RETURN_PATH]
 
 
 def command(cell: Cell, actions: tuple[Action, ...]) -> Cell:
@@ -90,6 +106,8 @@ def command(cell: Cell, actions: tuple[Action, ...]) -> Cell:
 def _effects(cell: Cell, action: Action) -> tuple[str, ...]:
     if action is Action.HOLD_FRAMES:
         return ("hold", "drain") if cell.holds else ("keep",)
+    if action is Action.RETURN_PATH:
+        return cell.returning
     return MIGRATION[cell.strategy].get(action) or _EFFECTS[action]
 
 
@@ -109,7 +127,7 @@ def ready(cell: Cell, frames: int, rules: LosslessRules) -> bool:
             return not (rules.drains_before_cut and frames & INJECTED)
         case "release" if cell.mode == HOLD:
             return not (rules.reads_before_release and frames & UNTAGGED)
-        case "divert off":
+        case "divert off" | "leave":
             return not (rules.reads_before_return and frames & TAGGED)
         case "step aside" | "release" if cell.mode == KEEP:
             return not (rules.consumes_before_return and frames & INJECTED)
@@ -124,6 +142,8 @@ def perform(cell: Cell, epoch: int) -> tuple[Cell, tuple[cut.Event, ...]]:
             return cell._replace(mode=PASS), (cut.EdgeArmed(),)
         case "hold":
             return cell._replace(mode=HOLD, out_held=True), ()
+        case "hold inbound":
+            return cell._replace(mode=HOLD), ()
         case "drain":
             return cell, (cut.FramesHeld(),)
         case "keep":
@@ -140,7 +160,7 @@ def perform(cell: Cell, epoch: int) -> tuple[Cell, tuple[cut.Event, ...]]:
             return cell, (cut.MigrationEnded(),)
         case "divert off":
             return cell._replace(mode=KEEP), ()
-        case "step aside":
+        case "step aside" | "leave":
             return cell._replace(mode=DIRECT), (cut.PathReturned(),)
     return cell._replace(mode=_mode_after_release(cell), out_held=False), (cut.FramesReleased(),)
 

@@ -26,6 +26,7 @@ OVERTAKEN = "a frame overtakes one that was sent before it"
 LOST = "a frame is lost"
 TOO_MANY = "the channel state has a frame that was not in transit"
 TOO_FEW = "the channel state lacks a frame in transit"
+OVERTAKING = "a frame is received before one at the hold port"
 WITH_TAG = "a VM gets a frame with the slice's tag on"
 
 
@@ -85,6 +86,11 @@ def overtakes(frames: Frames, number: int) -> bool:
     return any(frame[:2] == channel for frame in frames[:number])
 
 
+def may_overtake(target: Cell) -> bool:
+    """Whether a frame may reach a VM before one that was sent before it: past its hold port, once that is left."""
+    return target.in_switch and not target.armed
+
+
 def replaced(frames: Frames, number: int, frame: Frame) -> Frames:
     """One frame has moved on."""
     return (*frames[:number], frame, *frames[number + 1 :])
@@ -128,7 +134,7 @@ def verdict(about: Progress, frames: Frames, number: int, source: Cell, target: 
     frame = frames[number]
     if frame.tagged:
         return WITH_TAG
-    if overtakes(frames, number):
+    if overtakes(frames, number) and not may_overtake(target):
         return OVERTAKEN
     if not about.judged:
         return ""

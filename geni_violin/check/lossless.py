@@ -32,9 +32,9 @@ from geni_violin.check.bounds import (
     LosslessBounds,
     Progress,
 )
-from geni_violin.check.edge import ALL, BLIND, DELIVER, DIRECT, DIVERTED, KEEP, PASS, RETURNING, Cell
+from geni_violin.check.edge import ALL, BLIND, DELIVER, DIRECT, DIVERTED, KEEP, PASS, Cell
 from geni_violin.check.explore import Move
-from geni_violin.check.frames import IN, INJECT, KEPT, LOST, NET, OUT, QUEUED, TAP, Frame, Frames
+from geni_violin.check.frames import IN, INJECT, KEPT, LOST, NET, OUT, OVERTAKING, QUEUED, TAP, Frame, Frames
 from geni_violin.check.rules import LOSSLESS, LosslessRules
 from geni_violin.check.steps import EFFECTS_ON_FRAMES, next_phase, retirable, steps
 from geni_violin.check.vm import DONE, Machines
@@ -200,7 +200,8 @@ class Lossless:
         if not cell.installed:
             return self._end("a frame is lost in the empty switch", about, cells, frames, line)
         if edges.admits(cell, frame.epoch, self.rules):
-            here = frame._replace(place=IN, tagged=bool(cell.armed))
+            there = INJECT if cell.in_switch and not cell.armed else IN
+            here = frame._replace(place=there, tagged=bool(cell.armed))
             return self._on("a frame is let out", about, cells, frames, line, here)
         meant = frame.epoch > cell.egress and (not cell.holds or (about.dead and not about.whole))
         if not (meant or about.lossy):
@@ -211,7 +212,10 @@ class Lossless:
         """The edge takes the frame, as its mode has it."""
         frame = frames[line]
         cell = cells[frame.target]
-        if cell.mode == DIRECT and cell.running:
+        if cell.mode == DIRECT and cell.in_switch:
+            found = about if about.lossy else about._replace(verdict=LOST)
+            yield self._end("a frame is lost at a hold port that nobody reads", found, cells, frames, line)
+        elif cell.mode == DIRECT and cell.running:
             yield self._reception(about, cells, frames, line)
         elif cell.mode == KEEP:
             yield self._on("a frame is kept", about, cells, frames, line, frame._replace(place=KEPT))
@@ -241,7 +245,8 @@ class Lossless:
     def _reception(self, about: Progress, cells: Cells, frames: Frames, line: int) -> Told:
         """The VM receives the frame."""
         found = self._verdict(about, cells, frames, line)
-        return self._end("a frame is received", about._replace(verdict=found), cells, frames, line)
+        kind = OVERTAKING if lines.overtakes(frames, line) else "a frame is received"
+        return self._end(kind, about._replace(verdict=found), cells, frames, line)
 
     def _on(self, kind: str, about: Progress, cells: Cells, frames: Frames, line: int, frame: Frame) -> Told:
         after = self._settled(about, cells, lines.replaced(frames, line, frame))
@@ -318,7 +323,7 @@ class Lossless:
         """The edge is told that the network is disarmed."""
         if cell.machine >= 0:
             return edges.tell(self.machines, cell, NetworkDisarmed())
-        return cell._replace(todo=cell.todo + RETURNING) if cell.mode in DIVERTED else cell
+        return cell._replace(todo=cell.todo + cell.returning) if cell.mode in DIVERTED else cell
 
     def _ended(self, about: Progress, cells: Cells, frames: Frames) -> State:
         """Committed, or aborted: then a snapshot that armed no port leaves the epoch as it was."""

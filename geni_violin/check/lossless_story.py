@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from geni_violin.check.bounds import QUIET, Progress
 from geni_violin.check.edge import Cell
 from geni_violin.check.explore import Told, retrace
-from geni_violin.check.frames import Frames
+from geni_violin.check.frames import OVERTAKING, Frames
 from geni_violin.check.lossless import Cells, Lossless, State
 from geni_violin.core.color import color_of
 from geni_violin.core.history import Cut, Happening, Received, Sent, judge
@@ -24,6 +24,7 @@ _LINES = {
     "told to cut": "{vm} is told to cut",
     "hold": "{vm}'s edge holds its frames",
     "keep": "{vm}'s edge holds its frames",
+    "hold inbound": "{vm}'s hold port passes nothing on any more",
     "drain": "{vm}'s hold is confirmed",
     "stop": "{vm} stops: its cut event",
     "switchover": "{vm} stops: its cut event",
@@ -34,6 +35,7 @@ _LINES = {
     "the old color is retired": "the old color counts as retired",
     "port disarmed": "{vm}'s port lets frames out without a tag again",
     "divert off": "{vm}'s frames are diverted no more, they wait in its plain buffer",
+    "leave": "{vm}'s hold port is read no more",
     "step aside": "{vm}'s edge steps aside",
     "cancel": "{vm}'s cut is cancelled",
     "the snapshot fails": "the snapshot fails: it will never be committed",
@@ -123,7 +125,7 @@ def _follow(story: Story, told: Told[State], about: Progress, cells: Cells, befo
     story.lines.append(_line(told, about, cells, moved, before, after))
     if kind in ("stop", "switchover"):
         story.happenings.append(Cut(_name(told.place), about.epoch))
-    if kind in ("a frame is received", "release", "step aside"):
+    if kind in ("a frame is received", OVERTAKING, "release", "step aside"):
         story.happenings += [Received(_name(told.place), number) for number in moved]
     recorded = {number for number, frame in zip(story.numbers, before, strict=False) if frame.recorded}
     if len(after) < len(before):

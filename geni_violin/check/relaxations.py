@@ -23,13 +23,15 @@ from geni_violin.check.bounds import (
 from geni_violin.check.explore import explore
 from geni_violin.check.lossless import Lossless
 from geni_violin.check.lossless_story import tell as tell_lossless
-from geni_violin.check.rules import SOUND, LosslessRules, Rules
+from geni_violin.check.rules import EXPLORED_PLANS, SOUND, SWITCH, LosslessRules, Rules
 from geni_violin.check.transcript import tell
+from geni_violin.check.vm import PAUSED
 from geni_violin.check.world import World
 from geni_violin.core.color import Relation, color_of, relation
 from geni_violin.core.cut import (
     BACKGROUND,
     BACKGROUND_HOLDING,
+    BACKGROUND_PAUSED_HOLDING,
     PLANS,
     STOP,
     Action,
@@ -105,6 +107,13 @@ RELEASE_BEFORE_CUT: Plan = (
     *(_DISARMED, _RETURN, _STREAM),
 )
 
+_INBOUND, _STOP_FIRST, _, _RESUMING = BACKGROUND_PAUSED_HOLDING[2:6]
+RESUMED_BEFORE_RECOLOR: Plan = (
+    *(_ARM, _TRIGGER, _INBOUND, _STOP_FIRST, _RESUMING, replace(_RECOLOR, report=None), _RELEASE),
+    *(_DISARMED, _RETURN, _STREAM),
+)
+
+_IN_SWITCH = LosslessBounds(((PAUSED, SWITCH),) * 2, cuts=1, frames=1, strict=False)
 _HELD = LosslessBounds((("background", "hold"),) * 2, cuts=1, frames=1, strict=False)
 
 
@@ -194,6 +203,18 @@ HOLDING = (
         "Between the diversion and the direct path frames are kept until all that was diverted is consumed.",
         LosslessRules(consumes_before_return=False),
         replace(_HELD, frames=2),
+    ),
+    _held(
+        "resumed-before-recolor",
+        "A VM whose sent frames nobody holds does not run between its stop and the recolor of its ports.",
+        LosslessRules(plans=MappingProxyType({**EXPLORED_PLANS, (PAUSED, SWITCH): RESUMED_BEFORE_RECOLOR})),
+        _IN_SWITCH,
+    ),
+    _held(
+        "hold-port-left-with-frames-in-it",
+        "What came to a hold port is read, and passed on, before the port is left.",
+        LosslessRules(reads_before_return=False),
+        _IN_SWITCH,
     ),
     _held(
         "controller-adopts-nothing",

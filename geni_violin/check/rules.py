@@ -6,12 +6,27 @@ that the real code is fed something altered, and nothing in ``core`` knows that 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
+from geni_violin.check.vm import PAUSED
 from geni_violin.core import color
-from geni_violin.core.cut import PLANS, Plan
+from geni_violin.core.cut import PLANS, SWITCH_PLANS, Plan
 
 Admission = Callable[[int, int], bool]
 """Whether a frame colored in one epoch (first) is let out by a port of another (second)."""
+
+SWITCH = "switch"
+"""The policy "hold" of a VM whose edge is a hold port of its switch."""
+
+EXPLORED_PLANS: Mapping[tuple[str, str], Plan] = MappingProxyType(
+    {
+        **PLANS,
+        (PAUSED, "drop"): SWITCH_PLANS["background", "drop"],
+        (PAUSED, SWITCH): SWITCH_PLANS["background", "hold"],
+        ("stop", SWITCH): SWITCH_PLANS["stop", "hold"],
+    }
+)
+"""All plans there are, by what a VM is in a world that is explored."""
 
 
 def admitted(frame_epoch: int, port_epoch: int) -> bool:
@@ -23,7 +38,7 @@ def admitted(frame_epoch: int, port_epoch: int) -> bool:
 class Rules:
     """The rules of the cut (docs/architecture.md), as the explored network keeps them. ``colors`` is for telling."""
 
-    plans: Mapping[tuple[str, str], Plan] = field(default_factory=lambda: PLANS)
+    plans: Mapping[tuple[str, str], Plan] = field(default_factory=lambda: EXPLORED_PLANS)
     admits: Admission = admitted
     holds_outbound: bool = True
     waits_for_old_frames: bool = True
@@ -45,7 +60,7 @@ class LosslessRules:
     retired, then the network is disarmed, then the edges step aside. Of an edge: what it waits for and what it records.
     """
 
-    plans: Mapping[tuple[str, str], Plan] = field(default_factory=lambda: PLANS)
+    plans: Mapping[tuple[str, str], Plan] = field(default_factory=lambda: EXPLORED_PLANS)
     admits: Admission = admitted
     edges_armed_first: bool = True
     network_armed_first: bool = True

@@ -18,7 +18,7 @@ from geni_violin.check.bounds import (
     SETTLING,
     Progress,
 )
-from geni_violin.check.edge import ALL, BLIND, DIVERTED, LEAVING, RETURNING, REVIVED, Cell
+from geni_violin.check.edge import ALL, BLIND, DIVERTED, LEAVING, REVIVED, Cell
 from geni_violin.check.rules import LosslessRules
 from geni_violin.check.vm import DONE, EGRESS, INGRESS, Machines
 from geni_violin.core.cut import CancelRequested, CutRequested
@@ -79,7 +79,7 @@ def _of_cut(machines: Machines, rules: LosslessRules, about: Progress, cell: Cel
         yield cell.todo[0], edges.calm(machines, edges.tell(machines, after, *events), about.epoch), ""
     forgotten = about.phase == SETTLING and cell.machine == DONE and not cell.todo and cell.mode in DIVERTED
     if forgotten and (about.dead or not rules.dead_agent_dooms):
-        yield "told to step aside again", cell._replace(todo=RETURNING), ""
+        yield "told to step aside again", cell._replace(todo=cell.returning), ""
     if cell.unheard:
         yield "asks for the recolor again", cell._replace(recolor=cell.recolor | cell.unheard, unheard=0), ""
 

@@ -19,18 +19,23 @@ from geni_violin.check.agent import Agent
 from geni_violin.check.bounds import CONTROLLER_RESTART, DEAD_AGENT, EMPTY_SWITCH, Bounds, LosslessBounds
 from geni_violin.check.control import Control
 from geni_violin.check.explore import Exploration, Model, State, explore, retrace
+from geni_violin.check.frames import OVERTAKING
 from geni_violin.check.lossless import Lossless
 from geni_violin.check.lossless_story import tell as tell_held
+from geni_violin.check.rules import EXPLORED_PLANS, SWITCH
 from geni_violin.check.transcript import tell
+from geni_violin.check.vm import PAUSED
 from geni_violin.check.world import World
-from geni_violin.core.cut import PLANS, plan_for
+from geni_violin.core.cut import Plan, plan_for
 
 _IN_TRANSIT, _DROPPED = "a frame in transit is received", "a future frame is dropped"
 _LATE, _LOST = "a frame sent before the cut is colored after it", "a frame is lost"
 _ALL_KINDS = (_IN_TRANSIT, _DROPPED, _LATE, _LOST)
 _FUTURE_HELD, _RECORDED = "a future frame is held", "a frame passes and is recorded"
 _ALL_KINDS_HELD = (_FUTURE_HELD, _RECORDED, "a frame is held and is recorded", _LATE, "port disarmed", "step aside")
+_ALL_KINDS_IN_SWITCH = (*_ALL_KINDS_HELD[:3], "port disarmed", "leave")
 _HOLD, _DROP = ("background", "hold"), ("background", "drop")
+_SWITCH, _SWITCH_STOP, _PAUSED = (PAUSED, SWITCH), ("stop", SWITCH), (PAUSED, "drop")
 _STOP, _PRECOPY = ("stop", "hold"), ("precopy", "drop")
 
 
@@ -99,6 +104,7 @@ def _where_frames_are_dropped(vms: int, cuts: int, frames: int) -> Iterator[Chec
 def _where_frames_are_held(vms: int, cuts: int, frames: int) -> Iterator[Check]:
     """The policy "hold": a network that loses nothing, mostly between two VMs, because of all that may happen there."""
     few = min(frames, 2)
+    fault_in_switch = partial(LosslessBounds, (_SWITCH, _SWITCH), 1)
     fault = partial(LosslessBounds, (_HOLD, _HOLD), 1)
     worlds = (
         ("held", "frames are held", LosslessBounds((_HOLD, _HOLD), cuts, frames)),
@@ -109,6 +115,13 @@ def _where_frames_are_held(vms: int, cuts: int, frames: int) -> Iterator[Check]:
         ("held, failure", "snapshots fail", LosslessBounds((_HOLD, _HOLD), cuts, 1, aborts=True)),
         ("held, one failure", "one fails", LosslessBounds((_HOLD, _HOLD), 1, few, aborts=True)),
         ("held and dropped, failure", "snapshots fail", LosslessBounds((_HOLD, _DROP), cuts, 1, aborts=True)),
+        ("in the switch", "frames are held in the switch", LosslessBounds((_SWITCH, _SWITCH), cuts, few)),
+        ("in both", "in the switch and in a hypervisor", LosslessBounds((_SWITCH, _HOLD), 1, few, first_epoch=1)),
+        ("in the switch, stopped", "strategies mixed", LosslessBounds((_SWITCH_STOP, _SWITCH), 1, few, first_epoch=2)),
+        ("in the switch and dropped", "only one holds", LosslessBounds((_SWITCH, _PAUSED), cuts, 1)),
+        ("in the switch, failure", "snapshots fail", LosslessBounds((_SWITCH, _SWITCH), cuts, 1, aborts=True)),
+        ("in the switch, controller", "it restarts", fault_in_switch(1, faults=(CONTROLLER_RESTART,))),
+        ("in the switch, agent", "an agent dies", fault_in_switch(1, aborts=True, faults=(DEAD_AGENT,))),
         ("controller", "the controller restarts", fault(few, faults=(CONTROLLER_RESTART,))),
         ("switch", "a switch restarts empty", fault(few, faults=(EMPTY_SWITCH,))),
         ("controller and switch", "one, then the other", fault(1, faults=(CONTROLLER_RESTART, EMPTY_SWITCH))),
@@ -126,11 +139,11 @@ def _apart(vms: int) -> Iterator[Check]:
     for number, holding in ((vms, vms), (2, 1)):
         about = f"the transaction among its parties, {number} VMs of which {holding} hold frames"
         yield Check(f"transaction, {holding} of {number}", about, _control(number, holding), must_see)
-    for strategy, network in PLANS:
+    for (strategy, network), plan in EXPLORED_PLANS.items():
         yield Check(
             f"cut {strategy}, {network}",
             f"one VM's {strategy} cut with policy {network} among failures",
-            _agent(strategy, network),
+            _agent(strategy, network, plan),
             ("the VM dies", "a command fails"),
         )
 
@@ -164,6 +177,9 @@ def _must_see_held(bounds: LosslessBounds) -> tuple[str, ...]:
     """What cannot be missing once there is a frame: held ones, and each kind that belongs in a channel state."""
     if bounds.frames < 1 or bounds.cuts < 1:
         return ()
+    if "hold" not in {network for _, network in bounds.vms}:
+        overtaken = (OVERTAKING,) if bounds.frames > 1 else ()
+        return (*_ALL_KINDS_IN_SWITCH, *overtaken, *(("cancel",) if bounds.aborts else ()), *bounds.faults)
     return (*_ALL_KINDS_HELD, *(("cancel",) if bounds.aborts else ()), *bounds.faults)
 
 
@@ -183,13 +199,15 @@ def _control(vms: int, holding: int) -> Callable[[], Outcome]:
     return run
 
 
-def _agent(strategy: str, network: str) -> Callable[[], Outcome]:
+def _agent(strategy: str, network: str, plan: Plan) -> Callable[[], Outcome]:
     """A strategy's cut, in a network that takes part and in one that does not."""
+
+    uncoordinated = "background" if strategy == PAUSED else strategy
 
     def run() -> Outcome:
         colored, plain = (
-            _explore_plainly(Agent(strategy, network, plan_for(strategy, network, coordination)))
-            for coordination in ("color", "none")
+            _explore_plainly(Agent(known, network, plan))
+            for known, plan in ((strategy, plan), (uncoordinated, plan_for(uncoordinated, "drop", "none")))
         )
         worse = colored if colored.violation else plain
         counts = colored.states + plain.states, colored.moves + plain.moves

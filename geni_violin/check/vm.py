@@ -26,15 +26,20 @@ INGRESS, EGRESS = 1, 2
 DONE = -1
 """The machine of a VM that has no cut under way."""
 
+PAUSED = "paused"
+"""The strategy "background" of a VM whose edge is in the switch: it is paused before."""
+
 MIGRATION: Mapping[str, Mapping[Action, tuple[str, ...]]] = {
     "background": {Action.START_MIGRATION: ("stop", "resume", "complete")},
     "precopy": {Action.START_MIGRATION: ("switchover",), Action.CONTINUE_MIGRATION: ("complete",)},
     "stop": {Action.START_MIGRATION: ("complete",)},
+    PAUSED: {Action.START_MIGRATION: ("resume", "complete")},
 }
 _EFFECTS: Mapping[Action, tuple[str, ...]] = {
     Action.ARM_EDGE: ("arm",),
     Action.RETURN_PATH: ("return path",),
     Action.HOLD_FRAMES: ("hold",),
+    Action.HOLD_INBOUND: ("hold inbound",),
     Action.PAUSE_VM: ("stop",),
     Action.RESUME_VM: ("resume",),
     Action.RELEASE_FRAMES: ("release",),
@@ -153,6 +158,8 @@ def perform(vm: Vm, epoch: int) -> tuple[Vm, tuple[cut.Event, ...]]:
             return vm, (cut.PathReturned(),)
         case "hold":
             return vm._replace(holding=True), (cut.FramesHeld(),)
+        case "hold inbound":
+            return vm, (cut.FramesHeld(),)
         case "stop":
             return vm._replace(running=False, cuts=epoch), (cut.VmStopped(0.0),)
         case "switchover":

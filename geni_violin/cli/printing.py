@@ -121,11 +121,13 @@ def snapshot_table(view: SnapshotView) -> Table:
 
 def snapshot_facts(view: SnapshotView) -> list[str]:
     """What holds for the whole snapshot, a line each."""
+    count = sum(vm.frames_reordered for vm in view.vms)
+    reordered = f", reordered {count}" if count else ""
     facts = [
         f"snapshot {view.name} ({view.id}) of slice {view.slice}: {view.state}, {instant(view.created_at)} UTC",
         f"strategy {view.strategy}, network {view.network}, coordination {view.coordination}, epoch {view.epoch}",
         f"cut skew {view.skew_ms:.1f} ms, total {view.total_ms:.0f} ms; frames held {view.frames_held}, "
-        f"dropped {view.frames_dropped}, in transit {view.frames_in_transit}",
+        f"dropped {view.frames_dropped}, in transit {view.frames_in_transit}{reordered}",
     ]
     return facts + [f"note: {text}" for text in view.notes]
 

@@ -10,6 +10,9 @@ Theory of operation. A frame passes three tables (OpenFlow 1.3, chapter 5; no ve
                              checks the          local ports that admit the      the port is armed), or dropped
                              source MAC          color                           to a link: as it is
 
+A VM whose edge is in the switch has a hold port beside its own. Armed, that one gets the frames, with their tag; what
+comes out of it goes from table 0 to table 2, which puts it out at the VM's port as it is.
+
 The slice is the VLAN ID, the color is the VLAN priority (docs/architecture.md). Forwarding looks at no color, so only
 edge switches change when a VM is cut. Rules may count frames by a meter (:mod:`geni_violin.controller.meters`). Every
 rule is checked against the declaration of its table, so a match or action that a table was not designed for cannot
@@ -29,6 +32,9 @@ MULTICAST = "01:00:00:00:00:00"
 
 FROM_VM, FROM_LINK = 0, 1 << 32
 """The metadata of a frame while it is not decided where it goes: where it comes from. Above all port numbers."""
+
+BACK = 1 << 33
+"""In the metadata of a frame that comes out of a hold port, beside the number of its VM's port: it has no tag."""
 
 NO_SLICE = 0
 """The VLAN ID in the cookie of rules that belong to no slice."""
@@ -142,7 +148,7 @@ COLOR = Table(
     matches=frozenset({"in_port", "eth_src", "vlan_vid", "vlan_pcp"}),
     actions=frozenset({PushVlan, SetVlanVid, SetVlanPcp}),
     writes_metadata=True,
-    next_tables=frozenset({1}),
+    next_tables=frozenset({1, 2}),
 )
 FORWARD = Table(
     1,

@@ -6,6 +6,8 @@ its VM gets, and the flood rules, one a color and origin, which the slice has on
 same before and after its recolor, so that changes the first of these only. A recolor therefore touches a constant
 number of rules, however many ports there are.
 
+A hold port's rules depend on no color: only those that deliver to an armed port name it or the VM's own.
+
 Which colors a port admits is not decided here but in :mod:`geni_violin.core.color`.
 """
 
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 
 from geni_violin.controller.meters import Counting, meter_of
 from geni_violin.controller.pipeline import (
+    BACK,
     COLOR,
     FORWARD,
     FROM_LINK,
@@ -138,7 +141,7 @@ def flood_rules(network: NetworkSlice, dpid: int) -> list[Rule]:
 def _flood_actions(color: int, link_ports: list[int], local_ports: list[EdgePort]) -> tuple[Action, ...]:
     """Links and armed ports get the tag as well, so they come before it is popped."""
     admitting = [port for port in local_ports if color in admitted_colors(port.armed or port.epoch)]
-    tagged = [*link_ports, *(port.port_no for port in admitting if port.armed)]
+    tagged = [*link_ports, *(port.armed_port_no for port in admitting if port.armed)]
     untagged = [port.port_no for port in admitting if not port.armed]
     actions: tuple[Action, ...] = tuple(map(Output, tagged))
     return (*actions, PopVlan(), *map(Output, untagged)) if untagged else actions
@@ -149,7 +152,7 @@ def _flood_actions(color: int, link_ports: list[int], local_ports: list[EdgePort
 
 def admit_rules(vlan_id: int, port: EdgePort) -> list[Rule]:
     """Deliver the colors that the port's epoch admits; if it is armed, those of both epochs of the cut, tagged."""
-    deliver: tuple[Action, ...] = (Output(port.port_no),) if port.armed else (PopVlan(), Output(port.port_no))
+    deliver: tuple[Action, ...] = (Output(port.armed_port_no),) if port.armed else (PopVlan(), Output(port.port_no))
     colors = admitted_colors(port.armed or port.epoch)
     matches = (Match(metadata=port.port_no, vlan_vid=vlan_id, vlan_pcp=color) for color in colors)
     return [checked(Rule(LEAVE.table_id, PRIORITY, match, vlan_id, deliver)) for match in matches]
@@ -158,6 +161,15 @@ def admit_rules(vlan_id: int, port: EdgePort) -> list[Rule]:
 def refuse_rule(vlan_id: int, port: EdgePort) -> Rule:
     """Drop, and count, all other colors. No recolor replaces this rule, so its count is the port's lifetime's."""
     return checked(Rule(LEAVE.table_id, REFUSE_PRIORITY, Match(metadata=port.port_no, vlan_vid=vlan_id), vlan_id))
+
+
+def hold_port_rules(vlan_id: int, port: EdgePort) -> list[Rule]:
+    """Give a VM what comes out of its hold port, as it is. Nothing is counted: the frame came to its end before."""
+    back = BACK | port.port_no
+    match = Match(in_port=port.hold_port_no)
+    comes = Rule(COLOR.table_id, PRIORITY, match, vlan_id, metadata=back, goto=LEAVE.table_id)
+    leaves = Rule(LEAVE.table_id, PRIORITY, Match(metadata=back), vlan_id, (Output(port.port_no),))
+    return [checked(comes), checked(leaves)]
 
 
 def cross_rules(vlan_id: int, port_no: int) -> list[Rule]:
@@ -196,6 +208,7 @@ def slice_rules(network: NetworkSlice, dpid: int) -> list[Rule]:
         rules += [*link_rules(vlan_id, end.port_no), *cross_rules(vlan_id, end.port_no)]
     for port in local:
         rules += [local_rule(vlan_id, port), refuse_rule(vlan_id, port)]
+    rules += [rule for port in local if port.hold_port_no for rule in hold_port_rules(vlan_id, port)]
     rules += [foreign_rule(vlan_id, port) for port in local if not port.any_source]
     remote = (port for port in network.ports if port.dpid != dpid and port.dpid in hops)
     rules += [forward_rule(vlan_id, port, hops[port.dpid]) for port in remote]

@@ -41,8 +41,9 @@ def check_slice(network: NetworkSlice) -> None:
 
 
 def edge_ports(network: NetworkSlice) -> list[PortId]:
-    """Where the slice's VMs are."""
-    return [(port.dpid, port.port_no) for port in network.ports]
+    """Where the slice's VMs are, and their hold ports."""
+    held = ((port.dpid, port.hold_port_no) for port in network.ports if port.hold_port_no)
+    return [*((port.dpid, port.port_no) for port in network.ports), *held]
 
 
 def link_ports(network: NetworkSlice) -> list[PortId]:
@@ -62,6 +63,9 @@ def _check_edge_port(port: EdgePort) -> None:
         raise InvalidInput(f"VM {port.vm}: {port.mac!r} is not a MAC address", "expected the form 52:54:00:00:00:01")
     if int(port.mac[:2], 16) & 1 or int(port.mac.replace(":", ""), 16) == 0:
         raise InvalidInput(f"VM {port.vm}: {port.mac} cannot be the address of an interface", "expected a unicast one")
+    if port.hold_port_no and port.any_source:
+        words = f"VM {port.vm} cannot have a hold port: it may use any source address"
+        raise InvalidInput(words, "its own broadcasts would come back to it")
 
 
 def _check_port_id(port_id: PortId) -> None:

@@ -181,6 +181,10 @@ class HostAgent:
         """Every VM of this host."""
         return [decode(VmStatus, vm) for vm in await self.peer.request("GET", "/v1/vms", timeout_s=5.0)]
 
+    async def check_vm(self, slice_name: str, request: VmRequest) -> None:
+        """See that the host can have such a VM."""
+        await self.peer.request("POST", f"{_vm_path(slice_name, request.spec.name)}/check", encode(request))
+
     async def put_vm(self, slice_name: str, request: VmRequest) -> VmStatus:
         """Create a VM, paused."""
         path = _vm_path(slice_name, request.spec.name)

@@ -101,6 +101,7 @@ class Slices:
         self._check_agents(spec)
         self._snapshots.claim(spec.name)
         try:
+            await self._check_vhost(spec)
             await asyncio.to_thread(self._journal.add_slice, _unbuilt(spec))
             await self._build_and_run(spec, epoch=0, image=None, run=True)
         finally:
@@ -110,6 +111,14 @@ class Slices:
     def _check_agents(self, spec: SliceSpec) -> None:
         for host in {vm.host for vm in spec.vms} | {switch.host for switch in spec.switches}:
             self._peers.agent(host)
+
+    async def _check_vhost(self, spec: SliceSpec) -> None:
+        """See that the hosts can have the VMs that ask for what not every host has.
+
+        :raise MachineFault: one cannot.
+        """
+        vms = [vm for vm in spec.vms if vm.vhost]
+        await _all(self._peers.agent(vm.host).check_vm(spec.name, VmRequest(vm)) for vm in vms)
 
     async def _build_and_run(self, spec: SliceSpec, epoch: int, image: Manifest | None, run: bool) -> None:
         """Build a slice whose record is there; without success neither the slice nor its record is left."""
@@ -133,7 +142,11 @@ class Slices:
         if image is not None:
             await self._load_all(spec, image)
         ports = tuple(
-            EdgePort(vm.name, status.dpid, status.port_no, vm.mac, epoch, any_source=vm.any_source)
+            EdgePort(
+                *(vm.name, status.dpid, status.port_no, vm.mac, epoch),
+                any_source=vm.any_source,
+                hold_port_no=status.hold_port_no,
+            )
             for vm, status in zip(spec.vms, statuses, strict=True)
         )
         vlan_id = await asyncio.to_thread(self._journal.next_vlan_id)
@@ -257,6 +270,7 @@ class Slices:
         self._check_agents(spec)
         hosts = sorted({vm.host for vm in spec.vms} | {switch.host for switch in spec.switches})
         await _all(self._peers.agent(host).vms() for host in hosts)
+        await self._check_vhost(spec)
         await self._peers.controller.health()
         await self._peers.snapshot_server.verify(manifest.id)
 

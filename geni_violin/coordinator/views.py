@@ -63,7 +63,7 @@ def _policy_notes(state: TransactionState) -> list[str]:
 
 
 def _edge_notes(state: TransactionState) -> list[str]:
-    """What edges had no room for, and what the snapshot server could not tell from their records."""
+    """What edges had no room for, what was overtaken, and what the snapshot server could not tell."""
     overflows = [
         f"{vm}: {edge.frames_overflowed} frames found no room at its edge and were dropped"
         for vm, edge in state.edges.items()
@@ -74,7 +74,12 @@ def _edge_notes(state: TransactionState) -> list[str]:
         for vm, edge in state.edges.items()
         if edge.frames_unrecorded
     ]
-    return overflows + unrecorded + [channel.note for channel in state.channels.values() if channel.note]
+    reordered = [
+        f"{vm}: {edge.frames_reordered} frames may have been overtaken when its hold port was left"
+        for vm, edge in state.edges.items()
+        if edge.frames_reordered
+    ]
+    return overflows + unrecorded + reordered + [channel.note for channel in state.channels.values() if channel.note]
 
 
 def _counter_notes(state: TransactionState) -> list[str]:
@@ -137,6 +142,7 @@ def _vm_image(vm: VmSpec, state: TransactionState) -> VmImage:
         frames_overflowed=edge.frames_overflowed if edge else 0,
         hold_ms=round(cut.hold_ms, 3),
         trigger=cut.trigger,
+        frames_reordered=edge.frames_reordered if edge else 0,
     )
 
 
@@ -208,4 +214,5 @@ def _vm_so_far(vm: VmSpec, state: TransactionState, received_bytes: int) -> VmSn
         frames_held=edge.frames_held if edge else 0,
         frames_overflowed=edge.frames_overflowed if edge else 0,
         frames_in_transit=channel.frames if channel else 0,
+        frames_reordered=edge.frames_reordered if edge else 0,
     )

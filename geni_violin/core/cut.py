@@ -13,6 +13,10 @@ The order of the steps is what keeps the two rules of the cut (docs/architecture
 believed. The *pause* order keeps the rules by a paused VM, the *buffer* order by held frames, so that the network's
 round trip is no part of the downtime.
 
+Which of the two a strategy can use is decided by the VM's edge. One in the hypervisor holds both directions. One in the
+switch, a hold port on the VM's bridge, holds what goes to the VM only (:data:`SWITCH_PLANS`): there a VM must not run
+between its stop and the recolor, so a background snapshot is taken of a VM that is paused already.
+
 With the network policy "hold" a cut begins earlier and ends later. The VM's edge is *armed*: it lets frames of the old
 color pass and keeps those of the new one. The cut itself waits for a trigger: the coordinator's request, or the first
 future frame that reaches the edge (VTDC'07, section 5), whichever comes first. When the network says that no frame of
@@ -29,6 +33,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from types import MappingProxyType
+
+from geni_violin.core.model import IN_HYPERVISOR, IN_SWITCH
 
 # --- events: what happened --------------------------------------------------------------------------------------------
 
@@ -52,7 +58,7 @@ class FutureFrameSeen:
 
 @dataclass(frozen=True)
 class FramesHeld:
-    """The VM's edge holds every frame, both directions."""
+    """The VM's edge holds every frame that it can hold: both directions, or those to the VM."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,7 @@ class Action(Enum):
 
     ARM_EDGE = "arm edge"
     HOLD_FRAMES = "hold frames"
+    HOLD_INBOUND = "hold inbound frames"
     PAUSE_VM = "pause VM"
     START_MIGRATION = "start migration"
     RECOLOR_PORTS = "recolor ports"
@@ -269,11 +276,52 @@ PLANS: Mapping[tuple[str, str], Plan] = MappingProxyType(
 """By strategy and network policy. No plan holds frames through ``precopy``: its stop comes unannounced, so nobody could
 tell which frames the VM had consumed before it."""
 
+BACKGROUND_PAUSED: Plan = (
+    TRIGGER,
+    Step(Action.PAUSE_VM, (VmStopped,)),
+    Step(Action.RECOLOR_PORTS, (PortsRecolored,)),
+    Step(Action.START_MIGRATION, (VmResumed,), Report.CUT),
+    Step(None, (MigrationCompleted,), Report.STREAMED),
+)
+"""Pause order; QEMU's background-snapshot of a VM that is paused is of the instant of the pause, and it resumes the VM
+by itself. The recolor's round trip is a part of the downtime; what the VM sends need not be held."""
+
+_HOLD_INBOUND = Step(Action.HOLD_INBOUND, (FramesHeld,))
+
+BACKGROUND_PAUSED_HOLDING: Plan = (
+    _ARM,
+    TRIGGER,
+    _HOLD_INBOUND,
+    *BACKGROUND_PAUSED[1:3],
+    Step(Action.START_MIGRATION, (VmResumed,)),
+    Step(Action.RELEASE_FRAMES, (FramesReleased,), Report.CUT),
+    *_SETTLE,
+    Step(None, (MigrationCompleted,), Report.STREAMED),
+)
+"""As :data:`BACKGROUND_PAUSED`, with an armed edge that holds what goes to the VM."""
+
+SWITCH_PLANS: Mapping[tuple[str, str], Plan] = MappingProxyType(
+    {
+        **PLANS,
+        ("background", "drop"): BACKGROUND_PAUSED,
+        ("background", "hold"): BACKGROUND_PAUSED_HOLDING,
+        ("stop", "hold"): tuple(_HOLD_INBOUND if s.action is Action.HOLD_FRAMES else s for s in STOP_HOLDING),
+    }
+)
+"""As :data:`PLANS`, for VMs whose edge is in the switch."""
+
 _NETWORK_ACTIONS = (Action.HOLD_FRAMES, Action.RECOLOR_PORTS, Action.RELEASE_FRAMES)
 
 
-def plan_for(strategy: str, network: str, coordination: str) -> Plan:
+def plans_at(place: str) -> Mapping[tuple[str, str], Plan]:
+    """The plans for an edge that is there: :data:`~geni_violin.core.model.IN_SWITCH`, or in the hypervisor."""
+    return SWITCH_PLANS if place == IN_SWITCH else PLANS
+
+
+def plan_for(strategy: str, network: str, coordination: str, place: str = IN_HYPERVISOR) -> Plan:
     """The plan of a strategy and network policy; with coordination "none" the network's steps are left out.
+
+    Nothing is held or recolored then, so it does not matter in which ``place`` the VM's edge is.
 
     :raise KeyError: there is no such plan.
     """
@@ -281,7 +329,7 @@ def plan_for(strategy: str, network: str, coordination: str) -> Plan:
         return tuple(
             Step(None, (), step.report) if step.action in _NETWORK_ACTIONS else step for step in PLANS[strategy, "drop"]
         )
-    return PLANS[strategy, network]
+    return plans_at(place)[strategy, network]
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -442,7 +490,7 @@ def _phase_after(phase: Phase, confirmed: Step) -> Phase:
 
 def _deadlines(state: CutState, now_ms: float) -> tuple[CutState, tuple[SetDeadline, ...]]:
     """Set the deadlines once, when the guest can first notice the cut."""
-    noticed = state.stopped_at is not None or state.sent & {Action.HOLD_FRAMES, Action.PAUSE_VM}
+    noticed = state.stopped_at is not None or state.sent & {Action.HOLD_FRAMES, Action.HOLD_INBOUND, Action.PAUSE_VM}
     if state.deadline_set or not noticed:
         return state, ()
     spans = ((CUT_DEADLINE, state.cut_deadline_ms), (STREAM_DEADLINE, state.stream_deadline_ms))

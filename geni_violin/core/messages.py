@@ -142,8 +142,8 @@ class ChannelSummary:
 class VmImage:
     """One VM in a committed snapshot. ``frames_in_transit`` are in its channel state.
 
-    ``network`` is the policy that its edge kept to, ``frames_held`` and ``frames_overflowed`` as in
-    :class:`EdgeReport`, ``hold_ms`` and ``trigger`` as in :class:`CutReport`.
+    ``network`` is the policy that its edge kept to; ``frames_held``, ``frames_overflowed`` and ``frames_reordered`` are
+    as in :class:`EdgeReport`, ``hold_ms`` and ``trigger`` as in :class:`CutReport`.
     """
 
     name: str
@@ -161,6 +161,7 @@ class VmImage:
     frames_overflowed: int = 0
     hold_ms: float = 0.0
     trigger: str = "coordinator"
+    frames_reordered: int = 0
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,10 @@ class VmRequest:
 
 @dataclass(frozen=True)
 class VmStatus:
-    """A VM as its host agent sees it. ``state``: running, paused, failed (its process is gone) or stopped."""
+    """A VM as its host agent sees it. ``state``: running, paused, failed (its process is gone) or stopped.
+
+    ``port_no`` and ``hold_port_no`` (0: it has no hold port) are on its switch, ``dpid``.
+    """
 
     slice: str
     name: str
@@ -260,6 +264,7 @@ class VmStatus:
     pid: int
     dpid: int
     port_no: int
+    hold_port_no: int = 0
 
 
 @dataclass(frozen=True)
@@ -364,6 +369,7 @@ class EdgeReport:
     ``frames_in_transit`` are of the old color and came after the VM's cut event (or waited then): the channel state as
     far as the receiving edge can know it. ``frames_sent_held`` left the VM while its edge held what it sent.
     ``frames_unrecorded`` are in transit too, but there was no room to record them: a restore loses them.
+    ``frames_reordered`` came to the VM after one that may have been sent later, when its hold port was left.
     """
 
     vm: str
@@ -372,6 +378,7 @@ class EdgeReport:
     frames_in_transit: int
     frames_sent_held: int
     frames_unrecorded: int = 0
+    frames_reordered: int = 0
 
 
 @dataclass(frozen=True)
@@ -461,6 +468,7 @@ class VmSnapshotView:
     frames_held: int = 0
     frames_overflowed: int = 0
     frames_in_transit: int = 0
+    frames_reordered: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ MAX_VLAN_ID = 4094
 MAX_LINK_DELAY_MS = 10_000
 """The longest that a link can delay a frame."""
 
+IN_HYPERVISOR, IN_SWITCH = "hypervisor", "switch"
+"""Where a VM's edge is, at which its frames are held: in its hypervisor, or at a hold port of its switch."""
+
 
 @dataclass(frozen=True)
 class Image:
@@ -31,6 +34,8 @@ class VmSpec:
     """One VM: its place in the network and its image. ``address`` has a prefix length, as 10.9.0.1/24.
 
     With ``any_source`` it may send frames with source MAC addresses that are not its own (it is a bridge or a router).
+    ``hold`` is where its frames are held, :data:`IN_HYPERVISOR` or :data:`IN_SWITCH`; with ``vhost`` the kernel moves
+    them past its hypervisor, so that it can be in the switch only.
     """
 
     name: str
@@ -41,6 +46,13 @@ class VmSpec:
     mac: str
     image: Image
     any_source: bool = False
+    vhost: bool = False
+    hold: str = IN_HYPERVISOR
+
+    @property
+    def held_in(self) -> str:
+        """Where its edge is."""
+        return IN_SWITCH if self.vhost else self.hold
 
     def kernel_command_line(self) -> str:
         """The image's ``append`` with this VM's values filled in."""
@@ -97,6 +109,9 @@ class EdgePort:
     An ``armed`` port has an edge that tells frames by their color: it gets them with the slice's tag still on, of the
     colors of both epochs of the cut at hand, ``armed`` - 1 and ``armed`` (the epoch that the VM will be cut into); 0 is
     not armed. With ``any_source`` the VM may use source MAC addresses other than ``mac``.
+
+    A VM whose edge is in the switch has a *hold port* beside it, ``hold_port_no`` (0: none). Armed, that one gets the
+    frames instead; what comes out of it, without a tag, is for the VM.
     """
 
     vm: str
@@ -106,6 +121,12 @@ class EdgePort:
     epoch: int
     armed: int = 0
     any_source: bool = False
+    hold_port_no: int = 0
+
+    @property
+    def armed_port_no(self) -> int:
+        """The port that gets the VM's frames while it is armed."""
+        return self.hold_port_no or self.port_no
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from geni_violin.core.cut import (
     VmStopped,
 )
 
+_HOLDS = (Action.HOLD_FRAMES, Action.HOLD_INBOUND)
+
 
 class _Order:
     """When the steps of a plan send, confirm and report what; None is never."""
@@ -39,6 +41,11 @@ class _Order:
     def confirmed(self, event: type[Event]) -> int | None:
         """The step that this event confirms."""
         return self._confirmed.get(event)
+
+    def resuming(self) -> int | None:
+        """The step that lets the VM run again: a resume, or else a migration in the background, which does it too."""
+        resume, migration = self.sent(Action.RESUME_VM), self.sent(Action.START_MIGRATION)
+        return migration if resume is None and migration == self.confirmed(VmResumed) else resume
 
     def reported(self, report: Report) -> int | None:
         """The step that is reported so once it is confirmed."""
@@ -59,11 +66,11 @@ def plan_violations(plan: Plan) -> tuple[str, ...]:
 
 def _cut_rules(order: _Order) -> dict[str, bool]:
     """What R1 and R2 ask of every plan, and whether it is so."""
-    holds, resume = order.sent(Action.HOLD_FRAMES) is not None, order.sent(Action.RESUME_VM)
+    holds_outbound, held = order.sent(Action.HOLD_FRAMES) is not None, order.sent(*_HOLDS)
     stop, recolored = order.sent(Action.PAUSE_VM, Action.START_MIGRATION), order.confirmed(PortsRecolored)
-    lets_out = order.sent(Action.RELEASE_FRAMES) if holds else resume
-    touches = order.sent(Action.HOLD_FRAMES, Action.PAUSE_VM, Action.START_MIGRATION, Action.RECOLOR_PORTS)
-    runs = order.confirmed(VmResumed)
+    resume, runs = order.resuming(), order.confirmed(VmResumed)
+    lets_out = order.sent(Action.RELEASE_FRAMES) if holds_outbound else resume
+    touches = order.sent(*_HOLDS, Action.PAUSE_VM, Action.START_MIGRATION, Action.RECOLOR_PORTS)
     return {
         "the cut begins before its trigger": _follows(touches, order.confirmed(CutRequested)),
         "R1: frames are let out before the recolor is confirmed": recolored is not None
@@ -71,9 +78,9 @@ def _cut_rules(order: _Order) -> dict[str, bool]:
         "R2: the recolor does not wait for the cut": _follows(
             order.sent(Action.RECOLOR_PORTS), order.confirmed(VmStopped)
         ),
-        "R1: frames are not held before the cut": not holds or _follows(stop, order.confirmed(FramesHeld)),
-        "R1: the VM runs without held frames before the recolor is confirmed": holds
-        or (runs is not None and resume is not None and runs >= resume),
+        "R1: frames are not held before the cut": held is None or _follows(stop, order.confirmed(FramesHeld)),
+        "R1: the VM runs without held frames before the recolor is confirmed": holds_outbound
+        or (runs is not None and resume is not None and runs >= resume and _follows(runs, recolored)),
     }
 
 
@@ -83,7 +90,7 @@ def _edge_rules(order: _Order) -> dict[str, bool]:
     armed, disarmed, returned = (order.confirmed(event) for event in (EdgeArmed, NetworkDisarmed, PathReturned))
     return {
         "R2: held frames of the new color are let in before the cut": _follows(release, order.confirmed(VmStopped)),
-        "R2: an armed edge holds nothing": order.sent(Action.HOLD_FRAMES) is not None,
+        "R2: an armed edge holds nothing": order.sent(*_HOLDS) is not None,
         "a cut begins before the edge is armed": armed is not None and _follows(order.confirmed(CutRequested), armed),
         "the edge is reported to be armed before it is": armed is not None
         and _follows_or_is(order.reported(Report.ARMED), armed),

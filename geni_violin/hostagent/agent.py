@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 
-from geni_violin.core.errors import AlreadyExists, Conflict, GeniViolinError, InvalidInput, NotFound
+from geni_violin.core.errors import AlreadyExists, Conflict, GeniViolinError, InvalidInput, MachineFault, NotFound
 from geni_violin.core.messages import (
     EdgeReport,
     LinkCounters,
@@ -28,7 +28,7 @@ from geni_violin.core.messages import (
     VmRequest,
     VmStatus,
 )
-from geni_violin.core.model import VmSpec
+from geni_violin.core.model import IN_SWITCH, VmSpec
 from geni_violin.hostagent import channel_records, names, ovs, ports
 from geni_violin.hostagent.cleanup import ledger_of
 from geni_violin.hostagent.cut_runner import open_image_stream, undo_interrupted_cut
@@ -46,6 +46,7 @@ from geni_violin.runtime.wire import encode
 CONSOLE_PIECE_BYTES = 256 * 1024
 RECOLOR_TIMEOUT_S = 5.0
 PLUG_TRIES = 3
+VHOST_NET = Path("/dev/vhost-net")
 STATUS_PATIENCE_S = 2.0
 
 log = structlog.get_logger()
@@ -97,13 +98,13 @@ class HostAgent:
                         log.warning("an interrupted cut was undone", slice=key[0], vm=key[1])
                 except Exception as error:  # one VM must not keep a host without its agent
                     log.warning("a cut could not be undone", slice=key[0], vm=key[1], reason=str(error))
-            await self._plug_again(key, vm.definition.switch)
+            await self._plug_again(key, vm.definition)
 
-    async def _plug_again(self, key: tuple[str, str], switch: str) -> None:
+    async def _plug_again(self, key: tuple[str, str], definition: VmDefinition) -> None:
         """Find a VM's port; a switch that is slow to answer is asked a few times."""
         for number in range(PLUG_TRIES):
             try:
-                self._ports[key] = await self._plug(key, switch)
+                self._ports[key] = await self._plug(key, definition.switch, definition.held_in)
                 return
             except GeniViolinError as error:
                 log.warning("a VM's port could not be taken over", slice=key[0], vm=key[1], reason=str(error))
@@ -171,10 +172,11 @@ class HostAgent:
     def _bridge(self, host: str, switch: str) -> str:
         return names.bridge_name(self._installation_id, host, switch)
 
-    async def _plug(self, key: tuple[str, str], switch: str) -> tuple[int, ports.VmPort]:
-        """A VM's tap on its switch, and the switch's datapath id."""
+    async def _plug(self, key: tuple[str, str], switch: str, held_in: str) -> tuple[int, ports.VmPort]:
+        """A VM's tap on its switch, with a hold port if its edge is there, and the switch's datapath id."""
         tap = names.tap_name(self._installation_id, *key)
-        port = await ports.plug(self._switches, self._bridge(self.name, switch), tap)
+        hold_tap = names.hold_tap_name(self._installation_id, *key) if held_in == IN_SWITCH else ""
+        port = await ports.plug_vm(self._switches, self._bridge(self.name, switch), tap, hold_tap)
         return names.datapath_id(self._installation_id, self.name, switch), port
 
     # VMs
@@ -195,31 +197,41 @@ class HostAgent:
 
     async def _status(self, key: tuple[str, str]) -> VmStatus:
         vm = self._vms[key]
-        dpid, port_no = (self._ports[key][0], self._ports[key][1].port_no) if key in self._ports else (0, 0)
+        dpid, port = self._ports.get(key, (0, ports.VmPort("", "", 0)))
         try:
             state = await asyncio.wait_for(vm.status(), STATUS_PATIENCE_S)
         except (TimeoutError, GeniViolinError):  # it hangs, and the others must be seen all the same
             state = FAILED
-        return VmStatus(*key, state=state, pid=vm.pid, dpid=dpid, port_no=port_no)
+        return VmStatus(*key, state=state, pid=vm.pid, dpid=dpid, port_no=port.port_no, hold_port_no=port.hold_port_no)
+
+    def check_vm(self, request: VmRequest) -> None:
+        """See that this host can have such a VM.
+
+        :raise MachineFault: it cannot; nothing has been done then.
+        """
+        if request.spec.vhost and not VHOST_NET.exists():
+            words = f"host {self.name} cannot run VM {request.spec.name}: it has no {VHOST_NET} (vhost: true)"
+            raise MachineFault(words, "load the kernel's vhost_net, or leave vhost out")
 
     async def put_vm(self, slice_name: str, name: str, request: VmRequest) -> VmStatus:
         """Create a VM: tap, port, process; paused. What fails leaves none of them.
 
         :raise AlreadyExists: it is there.
         :raise InvalidInput: the request is for another host or VM.
-        :raise MachineFault: a file is missing, or QEMU or Open vSwitch refused.
+        :raise MachineFault: a file or a device is missing, or QEMU or Open vSwitch refused.
         """
+        self.check_vm(request)
         key = (slice_name, name)
         if request.spec.name != name or request.spec.host != self.name:
             raise InvalidInput(f"VM {request.spec.name} of host {request.spec.host} is not {name} of {self.name}")
         async with self._changing[key]:
             if key in self._vms:
                 raise AlreadyExists(f"VM {name} of slice {slice_name} exists already", "delete it first")
-            dpid, port = await self._plug(key, request.spec.switch)
+            dpid, port = await self._plug(key, request.spec.switch, request.spec.held_in)
             try:
-                self._vms[key] = await self._hypervisor.create(_definition(slice_name, request, port.tap))
+                self._vms[key] = await self._hypervisor.create(_definition(slice_name, request, port))
             except BaseException:
-                await ports.unplug(self._switches, port.bridge, port.tap)
+                await ports.unplug_vm(self._switches, port)
                 raise
             self._ports[key] = (dpid, port)
         return await self._status(key)
@@ -248,11 +260,12 @@ class HostAgent:
         if request.channel_frames:
             async with self._snapshot_server(request.snapshot_server_url) as server:
                 await channel_records.fetch(server, vm, request)
-            await vm.edge.replay_held()
         preface = {"get": request.snapshot_id, "vm": name}
         address = (request.ingest_host, request.ingest_port)
         with await asyncio.to_thread(open_image_stream, *address, preface) as connection:
             await vm.load(connection.fileno())
+        if request.channel_frames:
+            await vm.edge.replay_held(await channel_records.take(vm))
         return await self._status((slice_name, name))
 
     async def settle_vm(self, slice_name: str, name: str, transaction: str, request: SettleRequest) -> EdgeReport:
@@ -296,7 +309,7 @@ class HostAgent:
             del self._vms[key]
             _, port = self._ports.pop(key, (0, None))
             if port is not None:
-                await ports.unplug(self._switches, port.bridge, port.tap)
+                await ports.unplug_vm(self._switches, port)
 
     async def console(self, slice_name: str, name: str, offset: int) -> dict[str, Any]:
         """A piece of a VM's console log from byte ``offset`` on (counted from the end if negative)."""
@@ -322,7 +335,7 @@ def _read_piece(path: Path, offset: int) -> tuple[bytes, int]:
     return data, start + len(data)
 
 
-def _definition(slice_name: str, request: VmRequest, tap: str) -> VmDefinition:
+def _definition(slice_name: str, request: VmRequest, port: ports.VmPort) -> VmDefinition:
     spec: VmSpec = request.spec
     return VmDefinition(
         slice=slice_name,
@@ -334,6 +347,7 @@ def _definition(slice_name: str, request: VmRequest, tap: str) -> VmDefinition:
         append=spec.kernel_command_line(),
         memory_mib=spec.image.memory_mib,
         vcpus=spec.image.vcpus,
-        nics=(Nic(tap, spec.mac),),
+        nics=(Nic(port.tap, spec.mac, port.hold_tap),),
+        vhost=spec.vhost,
         incoming=request.incoming,
     )

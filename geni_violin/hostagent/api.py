@@ -69,6 +69,12 @@ def _add_vm_routes(app: FastAPI, agent: HostAgent) -> None:
     async def vms() -> list[VmStatus]:
         return await agent.statuses()
 
+    @app.post("/v1/slices/{slice_name}/vms/{vm}/check")
+    async def check_vm(slice_name: str, vm: str, request: VmRequest) -> dict[str, Any]:
+        """Whether this host can have such a VM; nothing is made."""
+        agent.check_vm(request)
+        return {}
+
     @app.put("/v1/slices/{slice_name}/vms/{vm}")
     async def put_vm(slice_name: str, vm: str, request: VmRequest) -> VmStatus:
         return await agent.put_vm(slice_name, vm, request)

@@ -31,6 +31,7 @@ def report_of(vm: Vm, record: EdgeRecord) -> EdgeReport:
         frames_in_transit=len(record.received),
         frames_sent_held=len(record.sent),
         frames_unrecorded=record.frames_unrecorded,
+        frames_reordered=record.frames_reordered,
     )
 
 

@@ -139,7 +139,7 @@ class CutRunner:
         self.request = request
         self._vm = vm
         self._recolor = recolor
-        plan = plan_for(request.strategy, request.network, request.coordination)
+        plan = plan_for(request.strategy, request.network, request.coordination, vm.edge.place)
         self._state = CutState(plan, request.cut_deadline_ms, request.stream_deadline_ms)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._actions: asyncio.Queue[Action] = asyncio.Queue()
@@ -340,7 +340,7 @@ class CutRunner:
             case Action.ARM_EDGE:
                 await self._vm.edge.arm(self.request.vlan_id, self.request.epoch, self._future_frame_seen)
                 return EdgeArmed()
-            case Action.HOLD_FRAMES:
+            case Action.HOLD_FRAMES | Action.HOLD_INBOUND:
                 await self._vm.edge.hold()
                 return FramesHeld()
             case Action.RELEASE_FRAMES:
@@ -405,6 +405,7 @@ class CutRunner:
         began_ms = monotonic_ms()
         while True:
             try:
+                await self._vm.edge.until_sent_is_colored()
                 await self._recolor()
                 break
             except (PeerFault, NotFound) as error:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from geni_violin.core.cut import PLANS, Report
+from geni_violin.core.cut import Report, plans_at
 from geni_violin.core.errors import Conflict, InvalidInput, NotFound
 from geni_violin.core.messages import NETWORK_POLICIES, CutProgress, CutPromise, CutRequest, PrepareCut
 from geni_violin.hostagent.cut_runner import CutRunner
@@ -64,7 +64,7 @@ class Cuts:
                 raise Conflict(f"VM {vm.definition.name} is {state}", "only a running VM can be cut")
             strategy, reason = await self._strategy(vm, request.strategy)
         network, network_reason = request.network, ""
-        if (strategy, network) not in PLANS:
+        if (strategy, network) not in plans_at(vm.edge.place):
             network, network_reason = "drop", f"strategy {strategy} cannot hold frames, so early ones were dropped"
         return CutPromise(vm.definition.name, strategy, reason, vm.definition.memory_bytes, network, network_reason)
 

@@ -1,4 +1,7 @@
-"""Moves frames between QEMU's diversions and their inbound queues: one thread for all VMs of an agent.
+"""Moves frames between their diversions and their inbound queues: one thread for all VMs of an agent.
+
+A diversion is QEMU's (:class:`FrameChannel`), or a hold port of the VM's switch
+(:mod:`~geni_violin.hostagent.hold_port`).
 
 Theory of operation. QEMU's ``filter-redirector`` writes each frame with its length in front (4 bytes, big-endian) into
 one Unix socket, and takes frames of the same form from another. It writes from its main loop and waits while the socket
@@ -19,12 +22,39 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from geni_violin.hostagent.inbound_queue import InboundQueue
 
 _READ_BYTES = 256 << 10
 _MOST_OUT_BYTES = 256 << 20
 _LENGTH = struct.Struct("!I")
+_RETRY_S = 0.001
+
+Watched = dict[int, int]
+"""Descriptors that may be ready, and for which events (epoll(7))."""
+
+
+class Channel(Protocol):
+    """One interface's diversion, which the thread works on."""
+
+    lock: threading.Lock
+
+    def watched(self) -> Watched:
+        """What the next turn waits for."""
+
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether another turn is due soon in any case."""
+
+    def turn(self) -> bool:
+        """Read what there is, pass on what is to be passed on; whether the diversion is still there."""
+
+    def put(self, frames: Iterable[bytes]) -> None:
+        """Pass frames on to the VM, after all that were passed on before. Under the lock."""
+
+    def close(self) -> None:
+        """Let go of the diversion. Under the lock."""
 
 
 class FrameChannel:
@@ -47,13 +77,15 @@ class FrameChannel:
         for end in (divert, inject):
             end.setblocking(False)
 
-    def watched(self) -> dict[int, int]:
-        """What the next turn waits for: descriptors, and for which events (epoll(7))."""
+    def watched(self) -> Watched:
         writes = {self.inject.fileno(): select.EPOLLOUT} if self._outgoing else {}
         return {self.divert.fileno(): select.EPOLLIN, **writes}
 
+    @property
+    def is_backed_up(self) -> bool:
+        return False  # a socket that QEMU reads from tells when it has room
+
     def turn(self) -> bool:
-        """Read what there is, pass on what is to be passed on; whether the diversion is still there."""
         with self.lock:
             count = _read(self.divert, self._buffer)
             if count:
@@ -67,7 +99,6 @@ class FrameChannel:
         return count is not None
 
     def put(self, frames: Iterable[bytes]) -> None:
-        """Pass frames on to the VM, after all that were passed on before. Under the lock."""
         self._put(frames)
         self._flush()
 
@@ -94,7 +125,6 @@ class FrameChannel:
             del self._outgoing[:sent]
 
     def close(self) -> None:
-        """Let go of the diversion. Under the lock."""
         self.divert.close()
         self.inject.close()
 
@@ -161,9 +191,9 @@ class FramePump:
     """
 
     def __init__(self) -> None:
-        self._channels: dict[FrameChannel, dict[int, int]] = {}
+        self._channels: dict[Channel, Watched] = {}
         """What is registered for each channel: descriptors, and for which events."""
-        self._owners: dict[int, FrameChannel] = {}
+        self._owners: dict[int, Channel] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe()
@@ -171,7 +201,7 @@ class FramePump:
         self._epoll = select.epoll()
         self._epoll.register(self._wake_read, select.EPOLLIN)
 
-    def add(self, channel: FrameChannel) -> None:
+    def add(self, channel: Channel) -> None:
         """Work on a channel from now on."""
         with self._lock:
             self._channels[channel] = {}
@@ -180,14 +210,14 @@ class FramePump:
                 self._thread = threading.Thread(target=self._run, name="frame-pump", daemon=True)
                 self._thread.start()
 
-    def remove(self, channel: FrameChannel) -> None:
-        """Work on it no more, and close its sockets."""
+    def remove(self, channel: Channel) -> None:
+        """Work on it no more, and close it."""
         with self._lock:
             self._forget(channel)
         with channel.lock:
             channel.close()
 
-    def put(self, channel: FrameChannel, frames: Iterable[bytes]) -> None:
+    def put(self, channel: Channel, frames: Iterable[bytes]) -> None:
         """Pass frames on to a VM, after all that were passed on before. Under the channel's lock."""
         channel.put(frames)
         os.write(self._wake_write, b"x")
@@ -205,17 +235,19 @@ class FramePump:
                     else:
                         self._forget(channel)
 
-    def _ready(self) -> set[FrameChannel]:
+    def _ready(self) -> set[Channel]:
         """Wait until there is something to do; the channels that it is at. All are looked at if somebody has put."""
-        descriptors = [descriptor for descriptor, _events in self._epoll.poll()]
+        with self._lock:
+            behind = {channel for channel in self._channels if channel.is_backed_up}
+        descriptors = [descriptor for descriptor, _events in self._epoll.poll(_RETRY_S if behind else None)]
         with self._lock:
             if self._wake_read in descriptors:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 4096)
                 return set(self._channels)
-            return {self._owners[number] for number in descriptors if number in self._owners}
+            return behind | {self._owners[number] for number in descriptors if number in self._owners}
 
-    def _register(self, channel: FrameChannel) -> None:
+    def _register(self, channel: Channel) -> None:
         """Wait for what the channel's next turn waits for, and for nothing else of it. Under the lock."""
         registered = self._channels.get(channel)
         if registered is None:  # removed meanwhile
@@ -234,7 +266,7 @@ class FramePump:
                 self._epoll.modify(number, events)
         self._channels[channel] = wanted
 
-    def _forget(self, channel: FrameChannel) -> None:
+    def _forget(self, channel: Channel) -> None:
         """Under the lock, and before the channel is closed: its descriptors may be others' then."""
         for number in self._channels.pop(channel, {}):
             self._epoll.unregister(number)

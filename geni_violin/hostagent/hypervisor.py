@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from geni_violin.core.errors import InvalidInput
+from geni_violin.core.model import IN_HYPERVISOR, IN_SWITCH
 from geni_violin.hostagent.edge import Edge
 from geni_violin.hostagent.vm_events import Watch
 
@@ -30,10 +31,14 @@ _MAC = re.compile(r"([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}")
 
 @dataclass(frozen=True)
 class Nic:
-    """A network interface: the TAP device on the host's side and the MAC address on the guest's."""
+    """A network interface: the TAP device on the host's side and the MAC address on the guest's.
+
+    With a ``hold_tap`` its frames are held there, in the switch, and not in the hypervisor.
+    """
 
     tap: str
     mac: str
+    hold_tap: str = ""
 
     def __post_init__(self) -> None:
         if not _MAC.fullmatch(self.mac):
@@ -47,6 +52,8 @@ class VmDefinition:
     """All that is needed to start a VM's process, now or again after a crash. Paths are absolute.
 
     ``switch`` is the name of the switch that its interfaces are on.
+
+    With ``vhost`` the kernel moves its frames; all its interfaces need a ``hold_tap`` then.
 
     ``accel`` is QEMU's name of the accelerator. With ``incoming`` the VM waits for an image instead of booting.
 
@@ -65,6 +72,7 @@ class VmDefinition:
     switch: str = ""
     accel: str = "tcg"
     incoming: bool = False
+    vhost: bool = False
 
     def __post_init__(self) -> None:
         for name in (self.slice, self.name):
@@ -74,6 +82,13 @@ class VmDefinition:
                 )
         if self.memory_mib < 1 or self.vcpus < 1:
             raise InvalidInput(f"VM {self.name} has {self.memory_mib} MiB and {self.vcpus} CPUs", "both start at 1")
+        if self.vhost and not all(nic.hold_tap for nic in self.nics):
+            raise InvalidInput(f"VM {self.name} uses vhost-net and has no hold port", "QEMU never sees its frames")
+
+    @property
+    def held_in(self) -> str:
+        """Where its edge is."""
+        return IN_SWITCH if any(nic.hold_tap for nic in self.nics) else IN_HYPERVISOR
 
     @property
     def memory_bytes(self) -> int:

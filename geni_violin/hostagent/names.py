@@ -12,6 +12,7 @@ BRIDGE_KIND = "-"
 PATCH_KIND = "p"
 TAP_KIND = "t"
 LINK_TAP_KIND = "l"
+HOLD_TAP_KIND = "h"
 _SEPARATOR = "\0"
 
 
@@ -39,6 +40,11 @@ def link_tap_name(installation_id: str, bridge: str, peer: str, number: int, del
 def tap_name(installation_id: str, slice_name: str, vm: str) -> str:
     """The TAP device of a VM."""
     return prefix(installation_id, TAP_KIND) + _digest(slice_name, vm)[:8]
+
+
+def hold_tap_name(installation_id: str, slice_name: str, vm: str) -> str:
+    """The TAP device that is a VM's hold port."""
+    return prefix(installation_id, HOLD_TAP_KIND) + _digest(slice_name, vm)[:8]
 
 
 def datapath_id(installation_id: str, host: str, switch: str) -> int:

@@ -16,11 +16,12 @@ import contextlib
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from geni_violin.core.errors import GeniViolinError, MachineFault
 from geni_violin.hostagent import names
+from geni_violin.hostagent.descriptors import duplicates
 from geni_violin.hostagent.ovs import OpenVSwitch
 from geni_violin.hostagent.switch_end import SwitchEnd
 from geni_violin.hostagent.tools import run_tool
@@ -29,18 +30,21 @@ JUMBO_BYTES = 9000
 """What a frame may carry after its Ethernet header and its tags."""
 _TAGS_BYTES = 16
 TAP_MTU = JUMBO_BYTES + _TAGS_BYTES
-_QUEUE_FRAMES = 10_000
+QUEUE_FRAMES = 10_000
+"""What a TAP device keeps for its reader."""
 _INTERFACES = Path("/sys/class/net")
-_TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x0002, 0x1000  # linux/if_tun.h
+_TUNSETIFF, _TUNGETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 0x800454D2, 0x0002, 0x1000  # linux/if_tun.h
 
 
 @dataclass(frozen=True)
 class VmPort:
-    """A VM's place on a bridge. ``port_no`` is its OpenFlow port number."""
+    """A VM's place on a bridge. ``port_no`` is its OpenFlow port number; so is its hold port's, if it has one."""
 
     bridge: str
     tap: str
     port_no: int
+    hold_tap: str = ""
+    hold_port_no: int = 0
 
 
 async def create_tap(name: str) -> None:
@@ -53,7 +57,7 @@ async def create_tap(name: str) -> None:
         await run_tool("ip", "tuntap", "add", "dev", name, "mode", "tap")
     try:
         _switch_ipv6_off(name)
-        await run_tool("ip", "link", "set", "dev", name, "mtu", str(TAP_MTU), "txqueuelen", str(_QUEUE_FRAMES), "up")
+        await run_tool("ip", "link", "set", "dev", name, "mtu", str(TAP_MTU), "txqueuelen", str(QUEUE_FRAMES), "up")
     except BaseException:
         if made:  # one that was there may be a running VM's
             with contextlib.suppress(GeniViolinError):
@@ -81,8 +85,9 @@ def exists(name: str) -> bool:
 
 
 def taps_of(installation_id: str) -> list[str]:
-    """The TAP devices of an installation, of VMs and of links."""
-    beginnings = tuple(names.prefix(installation_id, kind) for kind in (names.TAP_KIND, names.LINK_TAP_KIND))
+    """The TAP devices of an installation, of VMs, their hold ports and links."""
+    kinds = (names.TAP_KIND, names.HOLD_TAP_KIND, names.LINK_TAP_KIND)
+    beginnings = tuple(names.prefix(installation_id, kind) for kind in kinds)
     return sorted(path.name for path in _INTERFACES.iterdir() if path.name.startswith(beginnings))
 
 
@@ -102,6 +107,32 @@ async def plug(switches: OpenVSwitch, bridge: str, tap: str) -> VmPort:
             with contextlib.suppress(GeniViolinError):
                 await unplug(switches, bridge, tap)
         raise
+
+
+async def plug_vm(switches: OpenVSwitch, bridge: str, tap: str, hold_tap: str) -> VmPort:
+    """Plug a VM's TAP device, and its hold port's unless that name is empty. Leaves nothing behind when it fails.
+
+    :raise MachineFault: one of them did not work.
+    """
+    port = await plug(switches, bridge, tap)
+    if not hold_tap:
+        return port
+    try:
+        held = await plug(switches, bridge, hold_tap)
+    except BaseException:
+        with contextlib.suppress(GeniViolinError):
+            await unplug(switches, bridge, tap)
+        raise
+    return replace(port, hold_tap=hold_tap, hold_port_no=held.port_no)
+
+
+async def unplug_vm(switches: OpenVSwitch, port: VmPort) -> None:
+    """Undo :func:`plug_vm`."""
+    try:
+        if port.hold_tap:
+            await unplug(switches, port.bridge, port.hold_tap)
+    finally:
+        await unplug(switches, port.bridge, port.tap)
 
 
 def _enlarge_buffer(tap: str) -> None:
@@ -141,6 +172,45 @@ def open_tap(name: str) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def tap_descriptor_of(pid: int, name: str) -> int:
+    """A duplicate of a process's descriptor of a TAP device; the caller closes it.
+
+    :raise MachineFault: that process has none, or may not be looked at.
+    """
+    try:
+        found = duplicates(pid, "/dev/net/tun")
+    except OSError as error:
+        raise MachineFault(f"cannot look at process {pid}: {error.strerror}", "run as root") from error
+    wanted = [descriptor for descriptor in found if _device_of(descriptor) == name]
+    for descriptor in found:
+        if descriptor not in wanted[:1]:
+            os.close(descriptor)
+    if not wanted:
+        raise MachineFault(f"process {pid} does not read the TAP device {name}", "see whether the VM runs")
+    return wanted[0]
+
+
+def _device_of(descriptor: int) -> str:
+    try:
+        answer = fcntl.ioctl(descriptor, _TUNGETIFF, bytes(40))
+    except OSError:  # not attached to any
+        return ""
+    return answer[:16].rstrip(b"\0").decode()
+
+
+def has_carrier(name: str) -> bool:
+    """Whether somebody reads a TAP device, and the kernel has taken notice."""
+    return (_INTERFACES / name / "operstate").read_text().strip() == "up"
+
+
+def dropped_frames(name: str) -> int:
+    """How many frames for its reader a TAP device has dropped since it was made; 0 if it is gone."""
+    try:
+        return int((_INTERFACES / name / "statistics" / "tx_dropped").read_text())
+    except OSError:
+        return 0
 
 
 def _switch_ipv6_off(name: str) -> None:

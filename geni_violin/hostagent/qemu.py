@@ -17,6 +17,7 @@ import structlog
 from geni_violin.core.errors import AlreadyExists, Conflict, GeniViolinError, MachineFault, NotFound
 from geni_violin.hostagent import hypervisor, qemu_process
 from geni_violin.hostagent.frame_pump import FramePump
+from geni_violin.hostagent.hold_port_edge import HoldPortEdge
 from geni_violin.hostagent.hypervisor import MigrationProgress, VmDefinition
 from geni_violin.hostagent.qemu_edge import QemuEdge
 from geni_violin.hostagent.qemu_monitor import CommandRefused, NoAnswer, QemuMonitor
@@ -75,10 +76,19 @@ class QemuVm:
         self._tracking = MemoryTracking(definition.name, self.pid)
         self._stream = StreamThread(self.pid)
         self._monitor = QemuMonitor(definition.name, self._publish)
-        taps = [nic.tap for nic in definition.nics]
-        self.edge = QemuEdge(self._execute, self._monitor.pass_descriptor, folder.path, taps, pump)
+        self.edge = self._made_edge(pump)
         self._prepared_strategy = ""
         self._given_fd: int | None = None
+
+    def _made_edge(self, pump: FramePump) -> QemuEdge | HoldPortEdge:
+        """In QEMU's filters, or in the switch. With vhost QEMU knows nothing of what the guest has not taken."""
+        definition, folder = self.definition, self._folder.path
+        taps = [nic.tap for nic in definition.nics]
+        in_qemu = QemuEdge(self._execute, self._monitor.pass_descriptor, folder, taps, pump)
+        if not any(nic.hold_tap for nic in definition.nics):
+            return in_qemu
+        until_consumed = _nothing_to_wait_for if definition.vhost else in_qemu.until_rings_have_room
+        return HoldPortEdge(definition.nics, folder, lambda: self.pid, pump, until_consumed)
 
     @property
     def pid(self) -> int:
@@ -330,6 +340,10 @@ class QemuVm:
     async def _set_capabilities(self, states: dict[str, bool]) -> None:
         wanted = [{"capability": name, "state": state} for name, state in states.items()]
         await self._execute("migrate-set-capabilities", capabilities=wanted)
+
+
+async def _nothing_to_wait_for() -> None:
+    """The kernel gives a guest its frames straight out of the TAP device."""
 
 
 def _ends_migration(event: VmEvent) -> bool:

@@ -9,8 +9,9 @@ Each netdev has a chain of filters for :mod:`geni_violin.hostagent.qemu_edge`, f
     outbound   outer (buffer) <- the record of what was sent, when it is needed <- inner (buffer)
 
 All are made switched off. A buffer's interval, in microseconds of the guest's time, is as long as it can be: it must
-never let frames go by itself. The guest's receive ring has 1024 places instead of 256, so that more of the frames that
-are let go at once fit into it.
+never let frames go by itself. An interface with a hold port needs no filters, and where vhost-net moves its frames they
+would see none. The guest's receive ring has 1024 places instead of 256, so that more of the frames that are let go at
+once fit into it.
 """
 
 from geni_violin.hostagent.hypervisor import VmDefinition
@@ -62,13 +63,14 @@ def _processors(vcpus: int) -> str:
 
 def _network(definition: VmDefinition) -> list[str]:
     arguments = []
+    vhost = "on" if definition.vhost else "off"
     for index, nic in enumerate(definition.nics):
         arguments += [
             "-netdev",
-            f"tap,id={netdev_name(index)},ifname={nic.tap},script=no,downscript=no,vnet_hdr=off,vhost=off",
+            f"tap,id={netdev_name(index)},ifname={nic.tap},script=no,downscript=no,vnet_hdr=off,vhost={vhost}",
             "-device",
             f"virtio-net-pci,id={device_name(index)},netdev={netdev_name(index)},mac={nic.mac},rx_queue_size={_RECEIVE_RING_FRAMES},romfile=",
-            *_filters(index),
+            *([] if nic.hold_tap else _filters(index)),
         ]
     return arguments
 

@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from geni_violin.core.errors import GeniViolinError, InvalidInput, MachineFault
+from geni_violin.core.model import IN_HYPERVISOR
 from geni_violin.hostagent.edge import EdgeRecord
 from geni_violin.hostagent.frame_pump import FrameChannel, FramePump
 from geni_violin.hostagent.inbound_queue import MOST_FRAMES, InboundQueue
@@ -120,6 +121,10 @@ class QemuEdge:
         self._record: EdgeRecord | None = None
         self._sent_date_s = 0
 
+    @property
+    def place(self) -> str:
+        return IN_HYPERVISOR
+
     async def arm(self, vlan_id: int, epoch: int, on_future: Callable[[], None]) -> None:
         await self.return_path()  # what an earlier cut left armed passes everything on, and would go on so
         self._record = None
@@ -141,7 +146,7 @@ class QemuEdge:
     async def hold(self) -> None:
         if self._cut is None:
             await asyncio.gather(self._switch("hold", "on"), self._switch("outer", "on"))
-            await self._until_rings_have_room()
+            await self.until_rings_have_room()
             return
         await self._until_taps_are_read()
         outbound = asyncio.gather(*(self._hold_outbound(index) for index in self._indexes))
@@ -151,7 +156,7 @@ class QemuEdge:
         await outbound
         await self._until_the_switch_has_read()
         await self._until(FrameChannel.consumed, "take the frames that were passed on to it")
-        await self._until_rings_have_room()
+        await self.until_rings_have_room()
 
     async def _until_taps_are_read(self) -> None:
         """Wait until QEMU has read, and diverted, every frame that waited in front of it when this was called.
@@ -181,7 +186,10 @@ class QemuEdge:
         for end in self._cut.switch_ends if self._cut else ():
             await _wait_until(end.has_read, late)
 
-    async def _until_rings_have_room(self) -> None:
+    async def until_sent_is_colored(self) -> None:
+        """Nothing to do: :meth:`hold` has waited for it."""
+
+    async def until_rings_have_room(self) -> None:
         """Wait until nothing is left that QEMU has taken and the guest has not.
 
         :raise MachineFault: the guest takes nothing in time.
@@ -259,7 +267,7 @@ class QemuEdge:
             self._record = await self._close_channels()
         return self._record or EdgeRecord()
 
-    async def replay_held(self) -> None:
+    async def replay_held(self, frames: Sequence[bytes]) -> None:
         await self._switch("hold", "on")
 
     async def replay(self, frames: Sequence[bytes]) -> None:
@@ -271,7 +279,7 @@ class QemuEdge:
                 with channel.lock:
                     self._pump.put(channel, frames[first : first + _REPLAYED_AT_ONCE])
                 await self._until(FrameChannel.consumed, "take the frames that are replayed to it")
-                await self._until_rings_have_room()
+                await self.until_rings_have_room()
         finally:
             await self._switch("hold", "off")
             await self._close_channels()

@@ -21,6 +21,7 @@ from geni_violin.hostagent.descriptors import duplicates
 
 _PID_FILE = Path("/var/run/openvswitch/ovs-vswitchd.pid")
 _BUFFER_BYTES = 16 << 20
+_SO_MEMINFO = 55  # socket(7) lacks it: what the socket's buffers hold and may hold, in linux/sock_diag.h's order
 _SO_RCVBUFFORCE = 33  # socket(7): for root, beyond what others may have
 
 
@@ -39,6 +40,10 @@ class SwitchEnd:
     def has_read(self) -> bool:
         """Whether nothing that came out of the device waits to be read."""
         return not any(_waiting_bytes(end) for end in self._sockets)
+
+    def has_room(self) -> bool:
+        """Whether less than half of the room for bursts is in use."""
+        return all(_is_half_empty(end) for end in self._sockets)
 
     def close(self) -> None:
         """Let go; the switch keeps its own."""
@@ -73,6 +78,11 @@ def _packet_socket(descriptor: int) -> socket.socket | None:
         return None
     os.close(descriptor)
     return None
+
+
+def _is_half_empty(end: socket.socket) -> bool:
+    held_bytes, most_bytes = struct.unpack_from("@II", end.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 64))
+    return bool(2 * held_bytes < most_bytes)
 
 
 def _waiting_bytes(end: socket.socket) -> int:

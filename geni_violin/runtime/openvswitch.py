@@ -24,15 +24,30 @@ async def forget_cached_flows(timeout_s: float = 2.0, run_dir: Path = RUN_DIR) -
     :raise MachineFault: Open vSwitch does not run here.
     :raise PeerFault: it does not answer in time, or refuses.
     """
+    await _command("revalidator/purge", "empty its flow cache", timeout_s, run_dir)
+
+
+async def await_a_turn(timeout_s: float = 2.0, run_dir: Path = RUN_DIR) -> None:
+    """Return when every frame that Open vSwitch had read before this call has left it.
+
+    Frames and commands are handled by its main thread, one after the other (a datapath of type netdev without DPDK).
+
+    :raise MachineFault: Open vSwitch does not run here.
+    :raise PeerFault: it does not answer in time, or refuses.
+    """
+    await _command("version", "answer", timeout_s, run_dir)
+
+
+async def _command(method: str, what: str, timeout_s: float, run_dir: Path) -> None:
     try:
         async with asyncio.timeout(timeout_s):
-            answer = await _ask(run_dir, "revalidator/purge")
+            answer = await _ask(run_dir, method)
     except TimeoutError:
-        raise PeerFault(f"Open vSwitch did not empty its flow cache within {timeout_s} s") from None
+        raise PeerFault(f"Open vSwitch did not {what} within {timeout_s} s") from None
     except (OSError, ValueError) as error:
         raise MachineFault(f"Open vSwitch's control socket in {run_dir} fails: {error}", "see that it runs") from error
     if answer.get("error"):
-        raise PeerFault(f"Open vSwitch did not empty its flow cache: {answer['error']}")
+        raise PeerFault(f"Open vSwitch did not {what}: {answer['error']}")
 
 
 async def _ask(run_dir: Path, method: str) -> dict[str, object]:

@@ -9,18 +9,19 @@ mistake first, with its line and what was expected.
 import ipaddress
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from geni_violin.core.errors import InvalidInput, MachineFault
-from geni_violin.core.model import Image, SliceSpec, SwitchSpec, VmSpec
+from geni_violin.core.model import IN_HYPERVISOR, IN_SWITCH, Image, SliceSpec, SwitchSpec, VmSpec
 from geni_violin.topology.links import check_connected, read_links
 from geni_violin.topology.places import Place, read_document
 
 DEFAULT_HOST, DEFAULT_SWITCH = "h1", "s1"
 MEMORY_MIB = (32, 1 << 20)
 VCPUS = (1, 255)
+_HOLD_EXPECTED = "neither 'vhost: true' nor 'hold: switch': its own broadcasts would come back to it"
 PLACEHOLDERS = ("vm", "index", "address")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
@@ -174,6 +175,17 @@ def _check_files(files: Iterable[tuple[str, Place]]) -> None:
             )
 
 
+def _hold(fields: Mapping[str, Place], any_source: bool) -> tuple[bool, str]:
+    """Whether a VM uses vhost-net, and where its frames are held."""
+    vhost = "vhost" in fields and fields["vhost"].truth()
+    places = (IN_SWITCH,) if vhost else (IN_HYPERVISOR, IN_SWITCH)
+    hold = fields["hold"].known_name("place", places) if "hold" in fields else places[0]
+    if hold == IN_SWITCH and any_source:
+        words = "a VM with any_source cannot have its frames held in the switch"
+        raise fields["any_source"].wrong(words, _HOLD_EXPECTED)
+    return vhost, hold
+
+
 # --- VMs --------------------------------------------------------------------------------------------------------------
 
 
@@ -195,7 +207,7 @@ class _Vms:
         return tuple(self._vm(item, index) for index, item in enumerate(items, 1))
 
     def _vm(self, place: Place, index: int) -> VmSpec:
-        fields = place.mapping(("name", "address"), ("switch", "mac", "image", "any_source"))
+        fields = place.mapping(("name", "address"), ("switch", "mac", "image", "any_source", "vhost", "hold"))
         name = _new_name(fields["name"], self._names)
         self._names.add(name)
         switch = self._switch(place, fields.get("switch"))
@@ -207,7 +219,8 @@ class _Vms:
                 raise place.wrong(f"VM {name!r} has no {key}", "this key in its 'image' or in the file's")
         self.files.update(dict.fromkeys(draft.files))
         any_source = "any_source" in fields and fields["any_source"].truth()
-        return VmSpec(name, index, self._host_of[switch], switch, address, mac, draft.values, any_source)
+        vhost, hold = _hold(fields, any_source)
+        return VmSpec(name, index, self._host_of[switch], switch, address, mac, draft.values, any_source, vhost, hold)
 
     def _switch(self, vm: Place, place: Place | None) -> str:
         if place is not None:

@@ -14,9 +14,10 @@ from geni_violin.check.frames import LOST, ORPHAN, OVERTAKEN, TOO_FEW, TOO_MANY,
 from geni_violin.check.lossless import Lossless
 from geni_violin.check.lossless_story import tell as tell_lossless
 from geni_violin.check.relaxations import RELAXATIONS, counterexample
-from geni_violin.check.rules import LOSSLESS, SOUND, LosslessRules, Rules
+from geni_violin.check.rules import LOSSLESS, SOUND, SWITCH, LosslessRules, Rules
 from geni_violin.check.suite import checks, perform
 from geni_violin.check.transcript import tell
+from geni_violin.check.vm import PAUSED
 from geni_violin.check.world import World
 from geni_violin.core import transaction as tx
 from geni_violin.core import transaction_events as ev
@@ -43,6 +44,8 @@ HARM = {
     "path-returned-before-disarm": WITH_TAG,
     "divert-off-with-tagged-frames-in-the-tap": WITH_TAG,
     "direct-path-with-frames-injected": OVERTAKEN,
+    "resumed-before-recolor": ORPHAN,
+    "hold-port-left-with-frames-in-it": LOST,
     "controller-adopts-nothing": ORPHAN,
     "two-memories-lost": ORPHAN,
     "dead-agent-is-forgiven": TOO_FEW,
@@ -159,7 +162,7 @@ def test_the_independent_judge_agrees_where_frames_are_held(name: str) -> None:
     rules = LOSSLESS if name == "sound" else RELAXATIONS[name].rules
     assert isinstance(rules, LosslessRules)
     bounds = LosslessBounds(
-        (("background", "hold"), ("stop", "hold"), ("background", "hold")), 3, 5, first_epoch=1, strict=False
+        (("background", "hold"), ("stop", "hold"), (PAUSED, SWITCH)), 3, 5, first_epoch=1, strict=False
     )
     found, committed, recorded = Counter[str](), 0, 0
     for _ in range(60):

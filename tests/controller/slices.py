@@ -50,10 +50,18 @@ def with_armed(network: NetworkSlice, armed: int, *vms: str) -> NetworkSlice:
     return replace(network, ports=tuple(ports))
 
 
+def with_hold_ports(network: NetworkSlice, *vms: str) -> NetworkSlice:
+    """The same slice with hold ports for some VMs, or all, that count from 500."""
+    ports = (
+        replace(port, hold_port_no=500 + port.port_no) if port.vm in vms or not vms else port for port in network.ports
+    )
+    return replace(network, ports=tuple(ports))
+
+
 @st.composite
 def slices_on_one_tree(draw: st.DrawFn) -> list[NetworkSlice]:
     """One to three slices on the same random tree of switches, each in epochs within one of each other. Any port may be
-    armed for the newer of them, or for the next if all are in one."""
+    armed for the newer of them, or for the next if all are in one; any VM may have a hold port."""
     switches = draw(st.integers(1, 6))
     parents = [draw(st.integers(1, child - 1)) for child in range(2, switches + 1)]
     networks = []
@@ -71,6 +79,8 @@ def _armed_here_and_there(draw: st.DrawFn, network: NetworkSlice) -> NetworkSlic
     epochs = {port.epoch for port in network.ports}
     armed = max(epochs) if len(epochs) == 2 else max(epochs) + 1
     vms = [port.vm for port in network.ports if draw(st.booleans())]
+    held = [port.vm for port in network.ports if draw(st.booleans())]
+    network = with_hold_ports(network, *held) if held else network
     return with_armed(network, armed, *vms) if vms else network
 
 

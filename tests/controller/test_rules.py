@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from geni_violin.controller.meters import by_color
 from geni_violin.controller.pipeline import (
     COLOR,
+    FORWARD,
     LEAVE,
     Match,
     Output,
@@ -23,7 +24,7 @@ from geni_violin.controller.rules import color_rules, default_rules, foreign_rul
 from geni_violin.core.errors import ConsistencyViolation
 from geni_violin.core.model import EdgePort, NetworkSlice
 
-from .slices import BROADCAST, built, frame_from, mac, make_slice, send, slices_on_one_tree, with_armed
+from .slices import BROADCAST, built, frame_from, mac, make_slice, send, slices_on_one_tree, with_armed, with_hold_ports
 from .software_switch import Frame, SoftwareSwitch, Tag, edge_of
 
 TREES = {"one switch": [], "two": [1], "line of three": [1, 2], "star of four": [1, 1, 1], "tree of five": [1, 1, 3, 3]}
@@ -35,7 +36,7 @@ def arrivals(networks: list[NetworkSlice], sender: str, destination: str, of: in
     network = networks[of]
     frame = frame_from(network, sender, destination)
     color = next(port.epoch for port in network.ports if port.vm == sender) % 3
-    armed = {(port.dpid, port.port_no) for port in network.ports if port.armed}
+    armed = {(port.dpid, port.armed_port_no) for port in network.ports if port.armed}
     arrived = built(networks).send_from(*edge_of(network, sender), frame)
     for port, got in arrived:
         assert got == (replace(frame, tags=(Tag(network.vlan_id, color),)) if port in armed else frame)
@@ -148,6 +149,38 @@ def test_armed_port_refuses_the_third_color() -> None:
     assert switch.packets[refuse_rule(7, network.ports[0]).key] == 1
 
 
+# --- hold ports -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parents", TREES.values(), ids=TREES.keys())
+@pytest.mark.parametrize("color", [1, 2])
+def test_an_armed_hold_port_gets_the_frames_of_both_colors_and_gives_them_back(parents: list[int], color: int) -> None:
+    """Near and far, unicast and flooded: tagged to the hold port, never to the VM; and from there to the VM alone."""
+    far = len(parents) + 1
+    network = with_hold_ports(make_slice("a", 7, [1, 1, far, far], [color, *[1] * 3], parents), "v1", "v2")
+    network = with_armed(network, 2, "v1", "v2")
+    fabric = built([network])
+    for index in (1, 2):
+        port = network.ports[index]
+        for destination in (port.mac, BROADCAST):
+            tagged = replace(frame_from(network, "v0", destination), tags=(Tag(7, color),))
+            arrived = fabric.send_from(*edge_of(network, "v0"), frame_from(network, "v0", destination))
+            assert ((port.dpid, port.hold_port_no), tagged) in arrived
+            assert (port.dpid, port.port_no) not in [place for place, _frame in arrived]
+        for inner in ((), (Tag(9, 3),)):
+            back = Frame(port.mac, tags=inner, eth_src=mac(0))
+            assert fabric.send_from(port.dpid, port.hold_port_no, back) == [((port.dpid, port.port_no), back)]
+    sums = by_color(7, (switch.meters for switch in fabric.switches.values()))
+    assert [counted.alive for counted in sums] == [0, 0, 0]
+
+
+def test_an_idle_hold_port_gets_nothing() -> None:
+    plain = make_slice("a", 7, [1, 1], [1, 1], [])
+    network = with_hold_ports(plain)
+    for destination in (mac(1), BROADCAST):
+        assert arrivals([network], "v0", destination) == arrivals([plain], "v0", destination)
+
+
 # --- who may send -----------------------------------------------------------------------------------------------------
 
 
@@ -194,20 +227,24 @@ def test_a_flooded_frame_counts_once_for_each_switch() -> None:
     assert (sums[0].entered, sums[0].alive) == (16, 0)
 
 
+def _comes_back(port: EdgePort, sender: EdgePort) -> bool:
+    return port.vm != sender.vm or bool(port.armed and port.hold_port_no)
+
+
 @given(slices_on_one_tree(), st.data())
 def test_delivered_to_exactly_whom_the_colors_admit(networks: list[NetworkSlice], data: st.DataObject) -> None:
     """On any tree, with any mix of two adjacent epochs: never lost, doubled, too early, or in another slice.
 
     What is right is told from the epochs here, not from core.color: at most one behind, never ahead; to an armed port
-    whatever is alive.
+    whatever is alive. A VM's hold port takes the place of an armed port; to it comes the VM's own broadcast as well.
     """
     network = data.draw(st.sampled_from(networks))
     of = networks.index(network)
     sender = data.draw(st.sampled_from(network.ports))
     admitting = {
-        port.vm: (port.dpid, port.port_no)
+        port.vm: (port.dpid, port.armed_port_no if port.armed else port.port_no)
         for port in network.ports
-        if port.vm != sender.vm and _is_delivered(sender.epoch, port)
+        if _comes_back(port, sender) and _is_delivered(sender.epoch, port)
     }
     assert arrivals(networks, sender.vm, BROADCAST, of) == dict.fromkeys(admitting.values(), 1)
     receiver = data.draw(st.sampled_from(network.ports))
@@ -239,7 +276,7 @@ def test_every_rule_fits_its_table_and_carries_its_slice(networks: list[NetworkS
         Rule(9, 1, Match(), 7),
         Rule(COLOR.table_id, 1, Match(eth_dst=mac(1)), 7),
         Rule(COLOR.table_id, 1, Match(in_port=1), 7, (Output(2),)),
-        Rule(COLOR.table_id, 1, Match(in_port=1), 7, goto=2),
+        Rule(FORWARD.table_id, 1, Match(eth_dst=mac(1)), 7, goto=0),
         Rule(LEAVE.table_id, 1, Match(metadata=1), 7, (PopVlan(), SetVlanPcp(1))),
         Rule(LEAVE.table_id, 1, Match(), 7, metadata=3),
     ],

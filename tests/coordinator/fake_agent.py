@@ -155,11 +155,12 @@ class FakeAgent:
         if request.channel_frames:
             async with _server(request.snapshot_server_url) as server:
                 await channel_records.fetch(server, vm, request)
-            await vm.edge.replay_held()
         preface = {"get": request.snapshot_id, "vm": name}
         address = (request.ingest_host, request.ingest_port)
         with await asyncio.to_thread(open_image_stream, *address, preface) as connection:
             await vm.load(connection.fileno())
+        if request.channel_frames:
+            await vm.edge.replay_held(await channel_records.take(vm))
         return await self._status((slice_name, name))
 
     async def settle_vm(self, slice_name: str, name: str, transaction: str, request: SettleRequest) -> EdgeReport:

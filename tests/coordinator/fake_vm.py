@@ -22,6 +22,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from geni_violin.core.errors import Conflict, MachineFault
+from geni_violin.core.model import IN_HYPERVISOR
 from geni_violin.hostagent.edge import EdgeRecord
 from geni_violin.hostagent.hypervisor import FAILED, PAUSED, RUNNING, MigrationProgress, VmDefinition
 from geni_violin.hostagent.vm_events import (
@@ -250,6 +251,13 @@ class FakeEdge:
     def __init__(self, vm: "FakeVm") -> None:
         self._vm = vm
 
+    @property
+    def place(self) -> str:
+        return IN_HYPERVISOR
+
+    async def until_sent_is_colored(self) -> None:
+        pass
+
     async def arm(self, vlan_id: int, epoch: int, on_future: Callable[[], None]) -> None:
         qemu = await self._vm.command("arm")
         qemu.diverted, qemu.future_frame_seen = True, on_future
@@ -265,7 +273,7 @@ class FakeEdge:
         qemu.diverted = False
         return EdgeRecord(qemu.frames_held, qemu.frames_overflowed, received=qemu.received)
 
-    async def replay_held(self) -> None:
+    async def replay_held(self, frames: Sequence[bytes]) -> None:
         (await self._vm.command("replay held")).holding = True
 
     async def replay(self, frames: Sequence[bytes]) -> None:

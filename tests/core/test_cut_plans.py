@@ -14,15 +14,19 @@ from geni_violin.check.relaxations import (
     RELEASE_BEFORE_BARRIER,
     RELEASE_BEFORE_CUT,
 )
-from geni_violin.check.rules import LosslessRules, Rules
+from geni_violin.check.rules import SWITCH, LosslessRules, Rules
+from geni_violin.check.vm import PAUSED
 from geni_violin.check.world import World
 from geni_violin.core.cut import (
     BACKGROUND,
     BACKGROUND_HOLDING,
+    BACKGROUND_PAUSED,
+    BACKGROUND_PAUSED_HOLDING,
     PLANS,
     PRECOPY,
     STOP,
     STOP_HOLDING,
+    SWITCH_PLANS,
     TRIGGER,
     Action,
     EdgeArmed,
@@ -33,8 +37,10 @@ from geni_violin.core.cut import (
     VmResumed,
     plan_for,
 )
+from geni_violin.core.model import IN_SWITCH
 from geni_violin.core.plan_rules import plan_violations
 
+_KIND = ("background", "hold")
 ENDLESS = "the snapshot never ends"
 
 
@@ -115,6 +121,15 @@ BROKEN: dict[str, tuple[str, Plan]] = {
         _reporting(_reporting(STOP, Action.RESUME_VM, None), Action.START_MIGRATION, Report.STREAMED),
     ),
     "held, release before the cut": ("R2: held frames of the new color are let in before the cut", RELEASE_BEFORE_CUT),
+    "in the switch, resumed before the recolor": (
+        _RELEASED_EARLY,
+        _swapped(BACKGROUND_PAUSED, Action.RECOLOR_PORTS, Action.START_MIGRATION),
+    ),
+    "in the switch, recolor not awaited": (_RELEASED_EARLY, _unconfirmed(BACKGROUND_PAUSED, Action.RECOLOR_PORTS)),
+    "in the switch, hold not awaited": (
+        _HELD_LATE,
+        _unconfirmed(BACKGROUND_PAUSED_HOLDING, Action.HOLD_INBOUND),
+    ),
     "held, nothing held": ("R2: an armed edge holds nothing", _without(STOP_HOLDING, Action.HOLD_FRAMES)),
     "held, trigger before the arming": (
         "a cut begins before the edge is armed",
@@ -159,6 +174,18 @@ BROKEN: dict[str, tuple[str, Plan]] = {
 @pytest.mark.parametrize("kind", PLANS)
 def test_the_shipped_plans_keep_the_rules(kind: tuple[str, str]) -> None:
     assert plan_violations(PLANS[kind]) == ()
+    assert plan_violations(SWITCH_PLANS[kind]) == ()
+
+
+def test_only_an_edge_that_holds_both_directions_lets_a_vm_run_before_the_recolor() -> None:
+    for (strategy, network), plan in SWITCH_PLANS.items():
+        assert Action.HOLD_FRAMES not in {step.action for step in plan}
+        assert plan_for(strategy, network, "color", IN_SWITCH) == plan
+        assert plan_for(strategy, network, "none", IN_SWITCH) == plan_for(strategy, network, "none")
+    inbound = tuple(
+        replace(s, action=Action.HOLD_INBOUND) if s.action is Action.HOLD_FRAMES else s for s in PLANS[_KIND]
+    )
+    assert _RELEASED_EARLY in plan_violations(inbound)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -205,8 +232,7 @@ def test_no_order_that_counts_as_sound_has_an_orphan(strategy: str) -> None:
     assert passed >= 1
 
 
-def _lossless(order: Plan) -> str:
-    kind = ("background", "hold")
+def _lossless(order: Plan, kind: tuple[str, str] = _KIND) -> str:
     rules = LosslessRules(plans={**PLANS, kind: order})
     return explore(Lossless(LosslessBounds((kind,) * 2, cuts=1, frames=1), rules)).violation
 
@@ -220,6 +246,18 @@ def test_no_order_of_a_holding_plan_that_counts_as_sound_does_harm() -> None:
             sound.append(order)
             assert _lossless(order) in ("", ENDLESS), [step.action for step in order]
     assert BACKGROUND_HOLDING in sound
+
+
+def test_no_order_of_a_plan_for_the_switch_that_counts_as_sound_does_harm() -> None:
+    """The edge first, then the trigger and the hold, and the image last; all orders in between."""
+    sound = []
+    first, last = BACKGROUND_PAUSED_HOLDING[:3], BACKGROUND_PAUSED_HOLDING[-1]
+    for middle in permutations(BACKGROUND_PAUSED_HOLDING[3:-1]):
+        order = (*first, *middle, last)
+        if not plan_violations(order):
+            sound.append(order)
+            assert _lossless(order, (PAUSED, SWITCH)) in ("", ENDLESS), [step.action for step in order]
+    assert BACKGROUND_PAUSED_HOLDING in sound
 
 
 @pytest.mark.parametrize("name", [name for name in BROKEN if name.startswith("held, ")])
