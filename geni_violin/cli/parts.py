@@ -218,7 +218,8 @@ class Parts:
                 cwd="/",
                 start_new_session=True,
             )
-        set_session_niceness(child.pid, NICENESS[command])
+        # Never nicer than the guests' sessions: a stream that nobody takes in stops the writes of the guest it is of.
+        set_session_niceness(child.pid, min(0, NICENESS[command]))
         self._children[name] = child
         self._ledger.add(record_of(name, child.pid))
         return offset
