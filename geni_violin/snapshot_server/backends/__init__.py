@@ -1,9 +1,9 @@
 """Where the store keeps its objects: a folder, or an S3-compatible object store.
 
-Theory of operation. An object has a key and bytes. Almost all are *written once*: packs of pages, image maps, manifests.
-An object is there whole or not at all, whatever happens in the middle of a put, and what a put has returned for survives
-a power cut. So the last put of a chain decides whether all that it speaks of is visible, and that is all the atomicity
-that the store above needs: no backend can change several objects at a time, and none has to.
+Theory of operation. An object has a key and bytes. Almost all are *written once*: packs of pages, image maps,
+manifests. An object is there whole or not at all, whatever happens in the middle of a put, and what a put has returned
+for survives a power cut. So the last put of a chain decides whether all that it speaks of is visible, and that is all
+the atomicity that the store above needs: no backend can change several objects at a time, and none has to.
 
 Object stores differ in what they can do on condition. Creating only what is absent is common to all; replacing only
 what is unchanged is not. So nothing here compares and swaps: two servers are kept apart by the backend's lock.
