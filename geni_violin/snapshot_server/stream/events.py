@@ -52,13 +52,11 @@ class Preamble:
     :ivar data: the bytes themselves: header, configuration, and the setup section of RAM.
     :ivar blocks: RAM blocks in the stream's order; runs name them by their index here.
     :ivar section_id: the number of the RAM section.
-    :ivar has_footers: whether sections end in a footer.
     """
 
     data: bytes
     blocks: tuple[RamBlock, ...]
     section_id: int
-    has_footers: bool
 
 
 @dataclass(frozen=True, eq=False)
