@@ -136,7 +136,10 @@ class Batch:
 
 def _ascending(pages: Pages) -> list[tuple[int, int]]:
     """The stretches, as start and end, within which the numbers ascend."""
-    breaks = (np.flatnonzero(pages[1:] <= pages[:-1]) + 1).tolist()
+    falls = (pages[1:] <= pages[:-1]).nonzero()[0]
+    if not len(falls):
+        return [(0, len(pages))]
+    breaks = (falls + 1).tolist()
     return list(zip([0, *breaks], [*breaks, len(pages)], strict=True))
 
 
