@@ -14,7 +14,8 @@ random    0.04   what is compressed or encrypted already; a guest can be made wi
 ========  =====  ======================================================================================================
 
 All that the program makes depends on a seed: guests with different seeds have like memory, not equal memory. With what
-Linux itself needs, some 0.46 of the memory are not zero; what is free *is* zero, because the program sees to it.
+Linux itself needs, more than half of the memory is not zero; what is free *is* zero, nearly all of it, because the
+program sees to it.
 """
 
 import hashlib

@@ -28,21 +28,27 @@ _FLAGS = 0xFFF
 
 @dataclass(frozen=True)
 class Content:
-    """What was counted. A ``duplicate`` is a page whose bytes an earlier page of the same count has."""
+    """What was counted.
+
+    ``constant_pages`` repeat one byte that is not zero, as Linux leaves the archive that it booted from; QEMU sends
+    them whole, but here they count for nothing. ``pages`` are all others that are not zero, ``duplicates`` those of
+    them whose bytes an earlier page of the same count has.
+    """
 
     memory_bytes: int
     zero_pages: int
+    constant_pages: int
     pages: int
     duplicates: int
 
     @property
     def nonzero_bytes(self) -> int:
-        """The bytes of the pages that are not zero."""
+        """The bytes of the pages that are not constant."""
         return self.pages * PAGE_BYTES
 
     @property
     def duplicate_share(self) -> float:
-        """Duplicates among the pages that are not zero."""
+        """Duplicates among the pages that are not constant."""
         return self.duplicates / self.pages if self.pages else 0.0
 
 
@@ -121,12 +127,14 @@ def count(*streams: memoryview) -> Content:
     :raise ValueError: one is not such a stream.
     """
     seen: set[bytes] = set()
-    zeros = pages = 0
+    zeros = constant = pages = 0
     for stream in streams:
         for is_zero, page in pages_of(stream):
             if is_zero:
                 zeros += 1
+            elif page == bytes(page[:1]) * PAGE_BYTES:
+                constant += 1
             else:
                 pages += 1
                 seen.add(hashlib.blake2b(page, digest_size=16).digest())
-    return Content((zeros + pages) * PAGE_BYTES, zeros, pages, pages - len(seen))
+    return Content((zeros + constant + pages) * PAGE_BYTES, zeros, constant, pages, pages - len(seen))

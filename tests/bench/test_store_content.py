@@ -6,9 +6,9 @@ from bench.store_content import Recipe, archive, chosen_files, recipe
 
 
 def test_a_recipe_scales_with_the_memory() -> None:
-    small, large = recipe(1024), recipe(2048)
+    small, large = recipe(1000), recipe(2000)
     assert [large.files, large.records, large.random] == [2 * small.files, 2 * small.records, 2 * small.random]
-    assert recipe(1024, with_random=False).random == 0
+    assert recipe(1000, with_random=False).random == 0
     assert sum((small.files, small.copies, small.records, small.text, small.numbers, small.random)) > 400
 
 

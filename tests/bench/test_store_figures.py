@@ -11,7 +11,7 @@ MIB = 1 << 20
 
 def one_image(memory_mib: int, ingest_s: float, restore_s: float) -> OneImage:
     """An image for which zstd takes 2 s in and 1 s out."""
-    one = OneImage(memory_mib, 450 * MIB, Content(memory_mib * MIB, 1, 400 * MIB // 4096, 100))
+    one = OneImage(memory_mib, 450 * MIB, Content(memory_mib * MIB, 1, 1, 400 * MIB // 4096, 100))
     for what in (*figures.WAYS_IN, *figures.WAYS_OUT):
         one.note(what, 1.0)
     for what, values in {
@@ -25,7 +25,7 @@ def one_image(memory_mib: int, ingest_s: float, restore_s: float) -> OneImage:
 
 def four_images(second_mib: int = 10, peak_mib: int = 200) -> FourImages:
     """Four images with 1,000 MiB that are not zero; the first snapshot takes 200 MiB."""
-    four = FourImages(1024, 5.0, (0, 0), Content(4096 * MIB, 1, 1000 * MIB // 4096, 0))
+    four = FourImages(1024, 5.0, (0, 0), Content(4096 * MIB, 1, 1, 1000 * MIB // 4096, 0))
     four.store_s = ([1.0], [1.0])
     four.store_bytes = ([200 * MIB], [second_mib * MIB])
     four.peak_bytes = [peak_mib * MIB, (peak_mib - 50) * MIB]

@@ -8,7 +8,7 @@ from bench.store_stream import PAGE_BYTES, Content, count
 
 BEGINNING = b"QEVM\0\0\0\3" + b"\7" + struct.pack(">I", 3) + b"pc1"
 BLOCK = b"\6pc.ram"
-A, B = b"a" * PAGE_BYTES, b"b" * PAGE_BYTES
+A, B = b"a1" * (PAGE_BYTES // 2), b"b1" * (PAGE_BYTES // 2)
 
 
 def section(kind: int, records: bytes) -> bytes:
@@ -39,7 +39,7 @@ PAGES = (
 
 def test_pages_zeros_and_duplicates_are_counted() -> None:
     content = count(memoryview(stream(*PAGES)))
-    assert content == Content(memory_bytes=4 * PAGE_BYTES, zero_pages=1, pages=3, duplicates=1)
+    assert content == Content(memory_bytes=4 * PAGE_BYTES, zero_pages=1, constant_pages=0, pages=3, duplicates=1)
     assert content.nonzero_bytes == 3 * PAGE_BYTES
     assert content.duplicate_share == pytest.approx(1 / 3)
 
@@ -47,6 +47,11 @@ def test_pages_zeros_and_duplicates_are_counted() -> None:
 def test_what_another_stream_has_is_a_duplicate() -> None:
     content = count(memoryview(stream(*PAGES)), memoryview(stream(*PAGES)))
     assert (content.pages, content.duplicates) == (6, 4)
+
+
+def test_a_page_of_one_byte_counts_for_nothing() -> None:
+    content = count(memoryview(stream(word(0, 0x08) + BLOCK + b"\xcc" * PAGE_BYTES, *PAGES[1:])))
+    assert (content.constant_pages, content.pages, content.duplicates) == (1, 2, 0)
 
 
 def test_an_image_without_pages_has_no_duplicates() -> None:
