@@ -8,12 +8,13 @@ the atomicity that the store above needs: no backend can change several objects 
 Object stores differ in what they can do on condition. Creating only what is absent is common to all; replacing only
 what is unchanged is not. So nothing here compares and swaps: two servers are kept apart by the backend's lock.
 
-==========  ============================================================================================
-``keys``    what may be a key (pure)
-``memory``  objects in this process: for tests of what stands above, and a reference for the contract
-``local``   a folder of files
-``s3``      S3, through obstore; ``s3_lock`` is its lock
-==========  ============================================================================================
+===========  ============================================================================================
+``keys``     what may be a key (pure)
+``memory``   objects in this process: for tests of what stands above, and a reference for the contract
+``local``    a folder of files
+``s3``       a bucket of an S3-compatible object store; ``s3_objects`` and ``s3_lock`` are parts of it
+``opening``  from an address and credentials to a backend
+===========  ============================================================================================
 
 Credentials come from the environment or from a file. They are in no message, no log line and no ``describe()``.
 """

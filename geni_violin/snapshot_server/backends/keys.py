@@ -35,3 +35,12 @@ def checked_prefix(prefix: str) -> str:
     if _PREFIX.fullmatch(prefix) is None:
         raise InvalidInput(f"{prefix!r} cannot be a prefix of keys", "expected nothing, or names each followed by '/'")
     return prefix
+
+
+def checked_range(start: int, length: int) -> None:
+    """Check a range of bytes.
+
+    :raise InvalidInput: it begins or ends before the first byte.
+    """
+    if start < 0 or length < 0:
+        raise InvalidInput(f"{length} bytes from {start} on are no range of an object", "expected numbers from 0 on")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from geni_violin.core.errors import AlreadyExists, MachineFault, NoSpace, NotFound
-from geni_violin.snapshot_server.backends.keys import checked_key, checked_prefix
+from geni_violin.snapshot_server.backends.keys import checked_key, checked_prefix, checked_range
 
 
 class MemoryBackend:
@@ -49,6 +49,7 @@ class MemoryBackend:
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""
+        checked_range(start, length)
         data = self.get(key)[start : start + length]
         if len(data) < length:
             raise MachineFault(f"object {key} in {self.describe()} ends before byte {start + length}")
