@@ -42,10 +42,10 @@ _TAKES_PCAP: dict[str, Any] = {"openapi_extra": {"requestBody": {"content": {_PC
 
 @dataclass(frozen=True)
 class Health:
-    """The answer to /healthz: room in the store, and where images go and come from."""
+    """The answer to /healthz: room in the store (null: nobody knows), and where images go and come from."""
 
     healthy: bool
-    free_bytes: int
+    free_bytes: int | None
     ingest_host: str
     ingest_port: int
 

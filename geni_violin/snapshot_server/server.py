@@ -5,7 +5,7 @@ from pathlib import Path
 
 from geni_violin.runtime.http import bind, serve
 from geni_violin.snapshot_server.api import create_app
-from geni_violin.snapshot_server.file_store import FileStore
+from geni_violin.snapshot_server.pages.page_store import open_folder
 
 
 def run_server(
@@ -18,5 +18,5 @@ def run_server(
     """
     with bind(host, port) as listener, bind(ingest_host, ingest_port) as ingest_listener:
         url = f"http://{host}:{listener.getsockname()[1]}"
-        store = FileStore(store_dir)
+        store = open_folder(store_dir)
         serve(create_app(store, ingest_listener, lambda: on_ready(url)), listener)
