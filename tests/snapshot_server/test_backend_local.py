@@ -93,8 +93,8 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_permission_is_a_machine_fault(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     LocalBackend(folder).put("a", b"1")
-    script = _RUN + "\nbackend.put('b', b'2')"
-    drop = f"import os\nif os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n{script}"
+    drop = "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)"
+    script = f"import os\n{_RUN}\n{drop}\nbackend.put('b', b'2')"
     for path in (folder, folder / ".partial"):
         path.chmod(0o500)
     # pytest's folder is root's alone; what is to be seen is the store's own refusal.
@@ -102,7 +102,7 @@ def test_a_folder_without_permission_is_a_machine_fault(tmp_path: Path) -> None:
         if parent.stat().st_uid == os.getuid() and parent != Path("/"):
             parent.chmod(parent.stat().st_mode | 0o711)
     try:
-        ended = subprocess.run([sys.executable, "-c", drop, str(folder)], capture_output=True, text=True, check=False)
+        ended = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False)
     finally:
         for path in (folder, folder / ".partial"):
             path.chmod(0o700)

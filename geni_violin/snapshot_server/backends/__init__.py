@@ -37,6 +37,9 @@ class ObjectBackend(Protocol):
     def put(self, key: str, data: bytes | memoryview | Path) -> None:
         """Create an object, whole or not at all; it is durable when this returns.
 
+        Of several that put one key at the very same time at least one succeeds. Some object stores (Swift) let more of
+        them succeed; the bytes are those of one. So keys that several may want have to differ by who wants them.
+
         :param data: its bytes, or a file with them, which stays as it is.
         :raise AlreadyExists: there is an object of that key; it stays as it is.
         """

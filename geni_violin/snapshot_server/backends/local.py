@@ -72,8 +72,8 @@ class LocalBackend:
 
     def _in_folder(self, folder: Path, give_name: Callable[[], object]) -> None:
         for _ in range(_TRIES):
-            self._make_folder(folder)
             with contextlib.suppress(FileNotFoundError):
+                self._make_folder(folder)
                 give_name()
                 return
         raise OSError(errno.ENOENT, "the folder vanishes again and again", str(folder))

@@ -5,9 +5,11 @@
     .lock/00000001, 00000002, …   a Holder each, in JSON; the highest number is the lock
 
 Whoever wants the lock reads the highest number N. If there is none, or N's holder has let go, or is certainly dead, it
-creates N + 1: of several that try, one succeeds. Then it looks again, because it may have looked at N long ago: if
-there is a higher number than its own by now, it has lost. The winner removes the lower numbers. Letting go rewrites
-one's own number as released; it is not removed, because then N + 1 could be won twice.
+creates N + 1. Of several that try, one succeeds; but some stores (Swift) look whether an object is absent only when its
+upload begins, so that two uploads at the same moment both succeed, and the later one stays. So whoever has created
+N + 1 waits for as long as such an upload can take, and then looks again: if the record is another's, it has lost, and
+also if there is a higher number by now, because then it had looked at N long ago. The winner removes the lower numbers.
+Letting go rewrites one's own number as released; it is not removed, because then N + 1 could be won twice.
 
 A holder is certainly dead if it is a process of this machine that does not run, or ran before this machine was started.
 Of any other one only people can know: the message tells which object to delete.
@@ -18,6 +20,7 @@ import dataclasses
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,8 @@ from geni_violin.runtime.wire import decode, encode
 from geni_violin.snapshot_server.backends.s3_objects import S3Objects
 
 FOLDER = ".lock"
+SETTLE_S = 1.0
+"""How long the upload of a holder's record takes at most, among those who want the lock at the same moment."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,9 @@ def locked(objects: S3Objects, owner: str) -> Iterator[None]:
         objects.create(mine, _bytes_of(me))
     except AlreadyExists:
         raise _held(objects, mine, "another snapshot server") from None
+    time.sleep(SETTLE_S)
+    if objects.get(mine) != _bytes_of(me):
+        raise _held(objects, mine, "another snapshot server")
     if (highest := _highest(objects)) > number:
         objects.delete(mine)
         raise _held(objects, _name(highest), "another snapshot server")
