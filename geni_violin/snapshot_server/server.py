@@ -1,5 +1,6 @@
 """The snapshot server's process: open the store, bind both ports, serve."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,4 +20,6 @@ def run_server(
     with bind(host, port) as listener, bind(ingest_host, ingest_port) as ingest_listener:
         url = f"http://{host}:{listener.getsockname()[1]}"
         store = open_folder(store_dir)
-        serve(create_app(store, ingest_listener, lambda: on_ready(url)), listener)
+        scratch = store_dir / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)  # what a crash left; the store's lock keeps other servers away
+        serve(create_app(store, ingest_listener, lambda: on_ready(url), scratch), listener)
