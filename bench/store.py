@@ -16,7 +16,7 @@ Then the four guests: both snapshots into an empty store, four streams at once, 
 repository. Bytes are the sizes of all files in the store's folder, whatever the server says.
 
 Usage: ``python -m bench.store [--quick] [--rounds 5] [--sizes 256 512 1024 2048 4096] [--folder DIR] [--json FILE]``.
-Root; some twenty minutes, ten more when the images are to be captured. ``--quick``: one round, two sizes, small guests.
+Root; some half an hour, more when the images are to be captured. ``--quick``: one round, two sizes, smaller guests.
 Ends with 1 if a target is missed.
 """
 
@@ -167,7 +167,7 @@ def show(ones: list[OneImage], fours: list[FourImages]) -> None:
 def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; what ``--quick`` leaves open is filled in."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round, two sizes, small guests: a short look")
+    parser.add_argument("--quick", action="store_true", help="one round, two sizes, smaller guests: a short look")
     parser.add_argument("--rounds", type=int, help="default 5")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="MIB", help="default 256 512 1024 2048 4096")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="where to write (default %(default)s)")
