@@ -2,8 +2,9 @@
 
 Theory of operation. Guests mix pages and fills finely, so each record by itself would be a dear event. A batch takes
 both as long as they are of one block and their page numbers ascend: then no page is in it twice, and it can be given
-out as one run of pages and one of fills, in whatever order. It is given out when that ends or a run is full. What is in
-a run thus depends on the records alone, and not on the portions in which they came.
+out as one run of pages and one of fills, in whatever order. (Fills by themselves, all of one byte, may come in any
+order and again: they are sorted at last.) It is given out when that ends or a run is full. What is in a run thus
+depends on the records alone, and not on the portions in which they came.
 """
 
 from typing import TypeVar
@@ -28,8 +29,9 @@ class Batch:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self._block = 0
-        self._last = _LOWEST
+        self._last = _LOWEST  # the highest page number in the batch
         self._fill = 0
+        self._disordered = False  # whether the fills do not ascend
         self._page_count = self._fill_count = 0
         self._page_numbers = np.empty(RUN_PAGES, np.int64)
         self._fill_numbers = np.empty(RUN_FILLS, np.int64)
@@ -74,19 +76,18 @@ class Batch:
 
     def add_fill(self, page: int, fill: int) -> None:
         """One page that is full of a byte."""
-        if page <= self._last or fill != self._fill:
-            self._begin_fill(fill)
+        self._make_way(page, fill)
         self._fill_numbers[self._fill_count] = page
-        self._fills_added(1, page)
+        self._fills_added(1, page <= self._last, page)
 
     def add_fills(self, pages: Pages, fill: int) -> None:
         """Many pages that are full of one byte, at most :attr:`fill_room`."""
-        for start, end in _ascending(pages):
-            if pages[start] <= self._last or fill != self._fill:
-                self._begin_fill(fill)
+        for start, end in _ascending(pages) if self._page_count else [(0, len(pages))]:
+            self._make_way(int(pages[start]), fill)
             count = self._fill_count
             self._fill_numbers[count : count + end - start] = pages[start:end]
-            self._fills_added(end - start, int(pages[end - 1]))
+            disordered = pages[start] <= self._last or len(_ascending(pages[start:end])) > 1
+            self._fills_added(end - start, bool(disordered), int(pages[start:end].max()))
 
     def flush(self) -> None:
         """Give out what there is."""
@@ -94,9 +95,11 @@ class Batch:
         if self._page_count:
             self.events.append(PageRun(self._block, *self._taken_pages()))
         if self._fill_count:
-            numbers = _frozen(self._fill_numbers[: self._fill_count].copy())
-            self.events.append(FillRun(self._block, numbers, self._fill))
+            numbers = self._fill_numbers[: self._fill_count]
+            numbers = np.unique(numbers) if self._disordered else numbers.copy()
+            self.events.append(FillRun(self._block, _frozen(numbers), self._fill))
         self._page_count = self._fill_count = 0
+        self._disordered = False
         self._last = _LOWEST
 
     def example(self) -> tuple[int, bytes | int] | None:
@@ -107,9 +110,11 @@ class Batch:
             return int(self._fill_numbers[self._fill_count - 1]), self._fill
         return self._example
 
-    def _begin_fill(self, fill: int) -> None:
-        self.flush()
-        self._fill = fill
+    def _make_way(self, page: int, fill: int) -> None:
+        """Give out what a fill of a page cannot be added to."""
+        if fill != self._fill or (page <= self._last and self._page_count):
+            self.flush()
+            self._fill = fill
 
     def _pages_added(self, count: int, last: int) -> None:
         self._page_count += count
@@ -117,9 +122,10 @@ class Batch:
         if self._page_count == RUN_PAGES:
             self.flush()
 
-    def _fills_added(self, count: int, last: int) -> None:
+    def _fills_added(self, count: int, disordered: bool, highest: int) -> None:
         self._fill_count += count
-        self._last = last
+        self._disordered |= disordered
+        self._last = max(self._last, highest)
         if self._fill_count == RUN_FILLS:
             self.flush()
 

@@ -68,7 +68,7 @@ def decode_header(data: bytes | memoryview) -> tuple[SavedDomain, int]:
         raise InvalidInput("this is no file of virsh save", f"expected version {VERSION}, not compressed, no cookie")
     end = HEADER_BYTES + length
     xml = bytes(data[HEADER_BYTES:end])
-    if length > XML_BYTES or len(xml) != length or xml.find(b"\0") != length - 1:
+    if length > XML_BYTES or len(xml) != length or xml.count(b"\0") != 1 or not xml.endswith(b"\0"):
         raise InvalidInput(f"the domain's XML of a file of virsh save has not the {length} bytes that it should have")
     try:
         return SavedDomain(xml[:-1].decode(), bool(was_running)), end
