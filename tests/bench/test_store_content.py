@@ -37,7 +37,8 @@ def test_the_archive_is_one_that_linux_reads(tmp_path: Path) -> None:
 
 def _entries(data: bytes) -> dict[str, tuple[int, bytes]]:
     """Mode and contents by name, read as Linux's initramfs documentation says."""
-    found, at = {}, 0
+    found: dict[str, tuple[int, bytes]] = {}
+    at = 0
     while True:
         fields = [int(data[at + 6 + 8 * number : at + 14 + 8 * number], 16) for number in range(13)]
         mode, size, name_size = fields[1], fields[6], fields[11]
