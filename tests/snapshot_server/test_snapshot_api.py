@@ -34,13 +34,13 @@ from geni_violin.runtime import pcap
 from geni_violin.runtime.http import Peer
 from geni_violin.runtime.wire import decode, encode
 from geni_violin.snapshot_server import api
-from geni_violin.snapshot_server.file_store import FileStore
 from geni_violin.snapshot_server.names import MAX_RECORD_BYTES
+from geni_violin.snapshot_server.pages.page_store import open_folder
 from geni_violin.snapshot_server.store import StoredImage
 
 
 def _taken(folder: Path) -> Manifest:
-    store = FileStore(folder)
+    store = open_folder(folder)
     manifest = take(store, request_of())
     store.close()
     return manifest
@@ -90,8 +90,8 @@ def test_refusals_are_problem_documents(tmp_path: Path) -> None:
             _is_problem(await post("/v1/stagings/id-9/publish", json=other), 422, "invalid-input")
             _is_problem(await server.http.delete("/v1/stagings/id-1"), 409, "conflict", "published")
             _is_problem(await server.http.get("/v1/stagings/id-9/images/n1"), 404, "not-found")
-            (tmp_path / "images/id-1/n1.stream").write_bytes(b"")
-            _is_problem(await post("/v1/snapshots/first/verify"), 503, "machine-fault", "n1.stream")
+            (tmp_path / "objects/images/id-1/n1").write_bytes(b"")
+            _is_problem(await post("/v1/snapshots/first/verify"), 503, "machine-fault", "images/id-1/n1")
 
     asyncio.run(scenario())
 
@@ -219,7 +219,7 @@ def test_a_snapshot_without_channel_states_gives_no_frames(tmp_path: Path) -> No
 
 
 def test_refusals_of_channel_states(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     take_sealed(store)
     store.close()
     good = pcap.encode(RECEIVED["n1"])

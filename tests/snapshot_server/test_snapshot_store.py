@@ -32,7 +32,6 @@ from snapshot_harness import (
 from geni_violin.core.errors import AlreadyExists, Conflict, InvalidInput, MachineFault, NoSpace, NotFound
 from geni_violin.core.messages import SealChannels
 from geni_violin.runtime import pcap
-from geni_violin.snapshot_server.pages.page_store import open_folder
 from geni_violin.snapshot_server.names import (
     MAX_RECORD_BYTES,
     check_record_size,
@@ -40,6 +39,7 @@ from geni_violin.snapshot_server.names import (
     checked_identifier,
     is_identifier,
 )
+from geni_violin.snapshot_server.pages.page_store import open_folder
 from geni_violin.snapshot_server.store import ImageStore
 
 STORES: dict[str, Callable[[Path], ImageStore]] = {"pages": open_folder}

@@ -61,12 +61,14 @@ class Session:
     :ivar budget: of all streams of its snapshot.
     :ivar added_bytes: what its items have added to packs so far.
     :ivar pinned: durable packs with items that it needs.
+    :ivar error: why something that it needs could not be put.
     """
 
     budget: Budget
     added_bytes: float = 0.0
     pinned: set[int] = field(default_factory=set)
     batches: set["_Batch"] = field(default_factory=set)
+    error: GeniViolinError | None = None
 
 
 @dataclass(eq=False)
@@ -79,7 +81,7 @@ class _Batch:
     users: set[Session] = field(default_factory=set)
     pack: "_OpenPack | None" = None
     durable: bool = False
-    error: Exception | None = None
+    error: GeniViolinError | None = None
 
     @property
     def is_packed(self) -> bool:
@@ -127,12 +129,14 @@ class Packer:
     def add_pages(self, session: Session, rows: Rows) -> Digests:
         """Have these pages stored; gives their digests. ``rows`` may change afterwards.
 
+        :raise GeniViolinError: why something that came earlier could not be put.
         :raise NoSpace: its snapshot has added more than it may.
         """
         digests = page_digests(rows)
         array = as_array(digests)
         with self._lock:
-            self._wait_for_room(session)
+            self._wait_for_room()
+            self._refuse_in_vain(session)
             new = [at for at in self._not_found(session, array).tolist() if self._is_new(session, digests[at])]
             self._fill(session, rows, digests, new)
         return array
@@ -140,11 +144,13 @@ class Packer:
     def add_piece(self, session: Session, piece: bytes) -> bytes:
         """Have a piece stored; gives its digest.
 
+        :raise GeniViolinError: why something that came earlier could not be put.
         :raise NoSpace: its snapshot has added more than it may.
         """
         digest = item_digest(piece)
         with self._lock:
-            self._wait_for_room(session)
+            self._wait_for_room()
+            self._refuse_in_vain(session)
             if self._not_found(session, as_array([digest])).size and self._is_new(session, digest):
                 batch = _Batch(np.frombuffer(piece, np.uint8).reshape(1, -1))
                 self._take(session, batch, [digest])
@@ -164,10 +170,7 @@ class Packer:
             if self._open is not None and any(batch.pack is self._open for batch in session.batches):
                 self._close_pack()
             self._lock.wait_for(lambda: all(batch.is_settled for batch in session.batches))
-            for batch in session.batches:
-                if batch.error is not None:
-                    raise batch.error
-            self._refuse_over_limit(session)
+            self._refuse_in_vain(session)
 
     def end(self, session: Session) -> None:
         """The stream has ended: its image is durable, or given up."""
@@ -187,11 +190,13 @@ class Packer:
 
     # --- under the lock -----------------------------------------------------------------------------------------------
 
-    def _wait_for_room(self, session: Session) -> None:
+    def _wait_for_room(self) -> None:
         self._lock.wait_for(lambda: self._compressing < MAX_BATCHES)
-        self._refuse_over_limit(session)
 
-    def _refuse_over_limit(self, session: Session) -> None:
+    @staticmethod
+    def _refuse_in_vain(session: Session) -> None:
+        if session.error is not None:
+            raise session.error
         budget = session.budget
         if budget.added_bytes > budget.limit_bytes:
             words = f"the snapshot has added {budget.added_bytes:.0f} bytes, {budget.limit_bytes:.0f} were left"
@@ -274,12 +279,14 @@ class Packer:
         """Whatever goes wrong in a worker is the error of those who need these batches."""
         try:
             work(argument)
-        except Exception as error:  # handed on to each stream's finish
+        except BaseException as error:  # handed on to each stream, which would wait for ever
             words = error if isinstance(error, GeniViolinError) else MachineFault(f"pages could not be packed: {error}")
             with self._lock:
                 for batch in batches:
                     batch.error = words
                     self._forget(batch)
+                    for session in batch.users:
+                        session.error = words
         finally:
             with self._lock:
                 if work == self._compress:
