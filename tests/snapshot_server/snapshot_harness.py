@@ -26,6 +26,7 @@ from geni_violin.runtime.wire import encode
 from geni_violin.snapshot_server.api import create_app
 from geni_violin.snapshot_server.pages.page_store import open_folder
 from geni_violin.snapshot_server.store import ImageStore, StoredImage
+from geni_violin.snapshot_server.store_api import KeptStore
 
 HEADER = b"QEVM\x00\x00\x00\x03"
 MACS = {f"n{number}": f"52:54:00:00:00:0{number}" for number in (1, 2, 3)}
@@ -243,7 +244,7 @@ class InProcess:
 
 
 @contextlib.asynccontextmanager
-async def in_process(store: ImageStore) -> AsyncIterator[InProcess]:
+async def in_process(store: KeptStore) -> AsyncIterator[InProcess]:
     """A running server over ``store``, which is closed at the end."""
     listener = bind("127.0.0.1", 0)
     app = create_app(store, listener, lambda: None)

@@ -46,7 +46,7 @@ class LocalBackend:
     def put(self, key: str, data: bytes | memoryview | Path) -> None:
         """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""
         path = self._path(key)
-        if path.exists():  # spares the writing; what decides is the link
+        if self.exists(key):  # spares the writing; what decides is the link
             raise self._exists_already(key)
         self._publish(key, data, lambda temporary: os.link(temporary, path))
 

@@ -84,7 +84,7 @@ class PageReader:
         places, numbers = self._pages[order], numbers[order]
         starts = group_starts(places)
         refs = [FrameRef(self._packs[pack], frame) for pack, frame in frames_at(places[starts])]
-        ends = [*starts[1:].tolist(), len(places)]
+        ends = [*starts[1:].tolist(), len(places)][: len(starts)]  # none where there are no places
         for (ref, items), start, end in zip(self._frames.read(refs), starts.tolist(), ends, strict=True):
             wanted = numbers[start:end]
             if isinstance(items, str):

@@ -56,7 +56,7 @@ class Verifier:
         places, numbers, digests = places[~lost][order], numbers[~lost][order], digests[~lost][order]
         starts = group_starts(places)
         refs = [FrameRef(self._pinned[pack], frame) for pack, frame in frames_at(places[starts])]
-        ends = [*starts[1:].tolist(), len(places)]
+        ends = [*starts[1:].tolist(), len(places)][: len(starts)]  # none where there are no places
         for (ref, items), start, end in zip(self._frames.read(refs), starts.tolist(), ends, strict=True):
             self._read.add((ref.pack.number, ref.number))
             where = f"frame {ref.number} of pack {ref.pack.key}"
