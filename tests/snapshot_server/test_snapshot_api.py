@@ -240,7 +240,7 @@ def test_refusals_of_channel_states(tmp_path: Path) -> None:
             _is_problem(await post("/v1/stagings/id-9/channels", json=macs), 404, "not-found")
             _is_problem(await get("/v1/snapshots/first/vms/n9/channel"), 404, "not-found", "n9")
             _is_problem(await get("/v1/snapshots/none/frames"), 404, "not-found", "none")
-            (tmp_path / "channels/id-1/n2.channel").write_bytes(b"")
+            (tmp_path / "objects/channels/id-1/n2.channel").write_bytes(b"")
             _is_problem(await get("/v1/snapshots/first/vms/n2/channel"), 503, "machine-fault", "n2.channel")
             _is_problem(await post("/v1/snapshots/first/verify"), 503, "machine-fault", "n2.channel")
 
@@ -266,7 +266,7 @@ def test_a_record_of_any_size_over_a_real_connection(tmp_path: Path) -> None:
     with own_process(tmp_path) as server:
         server.stage(request_of())
         asyncio.run(bring(str(server.http.base_url)))
-    assert (tmp_path / "channels/id-1/n1.received").read_bytes() == whole
+    assert (tmp_path / "state/records/id-1/n1.received").read_bytes() == whole
 
 
 def test_a_record_that_breaks_off_is_not_kept(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_record_that_breaks_off_is_not_kept(tmp_path: Path) -> None:
             )
             connection.sendall(head.encode() + data)
         assert server.http.put("/v1/stagings/id-1/vms/n1/sent", content=data).json() == {}
-    assert [path.name for path in (tmp_path / "channels/id-1").iterdir()] == ["n1.sent"]
+    assert [path.name for path in (tmp_path / "state/records/id-1").iterdir()] == ["n1.sent"]
 
 
 def test_a_record_that_does_not_come_makes_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

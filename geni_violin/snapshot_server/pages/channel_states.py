@@ -27,7 +27,7 @@ from geni_violin.snapshot_server.channels import Late, channel_of, late_of, pars
 from geni_violin.snapshot_server.cut_clock import clock_at_stop_ns
 from geni_violin.snapshot_server.names import RECEIVED, SENT
 from geni_violin.snapshot_server.pages.documents import decode_document, encode_document
-from geni_violin.snapshot_server.records import disk_faults, write_file
+from geni_violin.snapshot_server.records import PARTIAL_SUFFIX, disk_faults, write_file
 
 CHANNELS = "channels/"
 _SEALED = "sealed.json"
@@ -173,6 +173,9 @@ class ChannelStates:
         objects = {key.split("/")[1] for key, _size in self._backend.list(CHANNELS)}
         for snapshot_id in objects - published - staged:
             self.remove(snapshot_id)
+        for path in list(self._folder.rglob(f"*{PARTIAL_SUFFIX}")):
+            if path.is_file():  # an id may end like that, and then so does its folder
+                path.unlink()
         for folder in list(self._folder.iterdir()):
             if folder.name in published:
                 self.settle(folder.name)
@@ -207,8 +210,9 @@ class ChannelStates:
             sync_folder(self._folder)
 
     def _remove_objects(self, snapshot_id: str) -> None:
-        self._backend.delete(_seal_key(snapshot_id))
-        for key, _size in list(self._backend.list(f"{CHANNELS}{snapshot_id}/")):
+        seal_key = _seal_key(snapshot_id)
+        keys = [key for key, _size in self._backend.list(f"{CHANNELS}{snapshot_id}/")]
+        for key in sorted(keys, key=lambda key: key != seal_key):  # the seal first: a sealed snapshot is whole
             self._backend.delete(key)
 
     def _record(self, snapshot_id: str, vm: str, kind: str) -> Path:
