@@ -14,6 +14,8 @@ buffer is copied as a whole, and pages are copied once, from the buffer into the
 
 What the reader holds between two calls: a preamble (1.1 MiB at most) or a run of pages and fills (1.5 MiB), the carried
 bytes, and the tail (16 MiB at most).
+What a call gives out is about as long as what it was fed. In the worst case it is an event for each record of nine
+bytes: pages that are each full of another byte than the one before. So what is fed at once should have a bound too.
 """
 
 from collections.abc import Callable
