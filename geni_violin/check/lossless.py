@@ -245,7 +245,8 @@ class Lossless:
     def _reception(self, about: Progress, cells: Cells, frames: Frames, line: int) -> Told:
         """The VM receives the frame."""
         found = self._verdict(about, cells, frames, line)
-        kind = OVERTAKING if lines.overtakes(frames, line) else "a frame is received"
+        overtaking = lines.overtakes(frames, line) and lines.may_overtake(cells[frames[line].target])
+        kind = OVERTAKING if overtaking else "a frame is received"
         return self._end(kind, about._replace(verdict=found), cells, frames, line)
 
     def _on(self, kind: str, about: Progress, cells: Cells, frames: Frames, line: int, frame: Frame) -> Told:

@@ -148,8 +148,8 @@ class SnapshotSpace:
     """What a snapshot takes. All its bytes are counted without pages that are full of one byte.
 
     ``logical_bytes`` are all pages of all its VMs, and the state of their devices. ``stored_bytes`` is what it added to
-    the store when it was taken. ``needed_bytes`` is what of the store it needs now, ``shared_bytes`` the part of it that
-    another snapshot needs too: deleting the snapshot frees the difference.
+    the store when it was taken. ``needed_bytes`` is what of the store it needs now, ``shared_bytes`` the part of it
+    that another snapshot needs too: deleting the snapshot frees the difference.
     """
 
     id: str

@@ -13,7 +13,7 @@ from fake_services import FakeController, Faults, Service
 from fake_vm import FakeQemu, FakeVm
 from fastapi import FastAPI
 
-from geni_violin.core.errors import AlreadyExists, Conflict, NotFound
+from geni_violin.core.errors import AlreadyExists, Conflict, MachineFault, NotFound
 from geni_violin.core.messages import (
     EdgeReport,
     LinkCounters,
@@ -117,6 +117,10 @@ class FakeAgent:
         vm = self._vms[key]
         dpid = next(iter(self._host.dpids.values()), 0)
         return VmStatus(*key, await vm.status(), vm.pid, dpid, 1 + vm.pid % 1_000_000)
+
+    def check_vm(self, request: VmRequest) -> None:
+        if request.spec.vhost and self.name == "h2":
+            raise MachineFault("host h2 has no /dev/vhost-net")
 
     async def put_vm(self, slice_name: str, name: str, request: VmRequest) -> VmStatus:
         key = (slice_name, name)

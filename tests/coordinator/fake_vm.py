@@ -22,7 +22,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from geni_violin.core.errors import Conflict, MachineFault
-from geni_violin.core.model import IN_HYPERVISOR
+from geni_violin.core.model import IN_HYPERVISOR, IN_SWITCH
 from geni_violin.hostagent.edge import EdgeRecord
 from geni_violin.hostagent.hypervisor import FAILED, PAUSED, RUNNING, MigrationProgress, VmDefinition
 from geni_violin.hostagent.vm_events import (
@@ -253,10 +253,11 @@ class FakeEdge:
 
     @property
     def place(self) -> str:
-        return IN_HYPERVISOR
+        return IN_SWITCH if any(nic.hold_tap for nic in self._vm.definition.nics) else IN_HYPERVISOR
 
     async def until_sent_is_colored(self) -> None:
-        pass
+        if self.place == IN_SWITCH:
+            self._vm.qemu.trace.append("all is colored")
 
     async def arm(self, vlan_id: int, epoch: int, on_future: Callable[[], None]) -> None:
         qemu = await self._vm.command("arm")

@@ -1,6 +1,7 @@
 """Slices: made whole or not at all, restored from whole images only."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from coordinator_harness import VMS, World, make_spec, scenario
@@ -50,6 +51,16 @@ async def test_a_host_without_an_agent_is_refused_and_leaves_nothing(world: Worl
         assert response.status_code == 404
         assert "'h3'" in response.json()["detail"]
         await _is_absent(world, "other")
+
+
+@scenario
+async def test_a_host_without_vhost_net_is_told_before_anything_is_made(world: World) -> None:
+    spec = make_spec("other")
+    vms = [encode(replace(vm, vhost=vm.host == "h2")) for vm in spec.vms]
+    world.agents["h1"].faults.add("PUT /v1/switches/s1", raises(MachineFault("a switch was made")))
+    response = await world.request("POST", "/v1/slices", {"spec": encode(spec) | {"vms": vms}})
+    assert (response.status_code, response.json()["detail"]) == (503, "host h2 has no /dev/vhost-net")
+    await _is_absent(world, "other")
 
 
 @scenario

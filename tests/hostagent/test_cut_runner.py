@@ -62,6 +62,7 @@ class Bench:
             "lab", "n1", "h1", "/k", "/i", "", memory_mib=1, vcpus=1, nics=(Nic("tap0", "52:54:00:00:00:01"),)
         )
         folder.mkdir(exist_ok=True)
+        self.definition = definition
         self.qemu = FakeQemu(definition, folder)
         self.qemu.resume()
         self.qemu.trace.clear()
@@ -355,6 +356,33 @@ async def test_an_armed_edge_holds_from_its_cut_to_its_release_and_steps_aside_a
         assert (await on.cuts.progress(*KEY, request.transaction, wait_ms=10_000)).phase == "streamed"
         assert [step for step in dict.fromkeys(on.qemu.trace) if step in order] == order
         on.assert_at_ease()
+
+
+@pytest.mark.parametrize("network", ["hold", "drop"])
+def test_a_vm_whose_edge_is_in_the_switch_stands_still_until_it_is_recolored(tmp_path: Path, network: str) -> None:
+    """The pause order; what the VM has sent is colored before the recolor; QEMU resumes the VM by itself."""
+
+    @bench
+    async def scenario(on: Bench) -> None:
+        nic = replace(on.definition.nics[0], hold_tap="hold0")
+        on.qemu.definition = replace(on.definition, nics=(nic,))
+        promise = await on.cuts.prepare(on.vm, PrepareCut("t1", "background", network))
+        assert (promise.strategy, promise.network) == ("background", network)
+        request = await armed(on) if network == "hold" else on.request()
+        progress = await on.cuts.cut(on.vm, request)
+        assert progress.cut is not None and progress.cut.downtime_ms > 0
+        if network == "hold":
+            await on.cuts.settle(on.vm, request.transaction)
+        await on.cuts.progress(*KEY, request.transaction, wait_ms=10_000)
+        order = ["STOP", "all is colored", "recolored", "active", "RESUME", "completed"]
+        around = ["arm", "hold", "release", "return path"] if network == "hold" else []
+        seen = [step for step in dict.fromkeys(on.qemu.trace) if step in (*order, *around)]
+        assert [step for step in seen if step in order] == order
+        assert [step for step in seen if step in around] == around
+        assert not around or (seen.index("hold") < seen.index("STOP") and seen.index("RESUME") < seen.index("release"))
+        on.assert_at_ease()
+
+    scenario(tmp_path)
 
 
 @bench

@@ -49,6 +49,20 @@ def test_frames_go_through_the_filter_and_not_past_it() -> None:
     assert {"vhost=off", "vnet_hdr=off", "script=no", "downscript=no"} <= set(netdev.split(","))
 
 
+def test_an_interface_with_a_hold_port_has_no_filters() -> None:
+    held = (Nic("gv0000t00000000", "52:54:00:00:00:01", "gv0000h00000000"),)
+    for vhost in (False, True):
+        arguments = command_line(dataclasses.replace(DEFINITION, nics=held, vhost=vhost))
+        (netdev,) = option(arguments, "-netdev")
+        assert f"vhost={'on' if vhost else 'off'}" in netdev.split(",")
+        assert option(arguments, "-object") == []
+
+
+def test_vhost_without_a_hold_port_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no hold port"):
+        dataclasses.replace(DEFINITION, vhost=True)
+
+
 def test_each_netdev_has_its_chain_of_filters_and_all_are_off() -> None:
     nics = (DEFINITION.nics[0], Nic("gv0000t00000001", "52:54:00:00:00:02"))
     filters = option(command_line(dataclasses.replace(DEFINITION, nics=nics)), "-object")

@@ -53,15 +53,15 @@ def test_it_finds_what_a_dictionary_finds(steps: list[list[list[int]] | int]) ->
             continue
         packs[number] = step
         index.add(number, segment_of(number, _table(step)))
-        found = {}
+        found: dict[int, set[tuple[int, int, int]]] = {}
         for frame, items in enumerate(step):
             for slot, item in enumerate(items):
                 found.setdefault(item, set()).add((number, frame, slot))
-        for item, places in found.items():
+        for item, candidates in found.items():
             if item not in model:
                 place = index.find(as_array([_digest(item)]))
                 model[item] = (int(packs_of(place)[0]), int(frames_of(place)[0]), int(items_of(place)[0]))
-                assert model[item] in places
+                assert model[item] in candidates
     wanted = as_array([_digest(item) for item in range(41)])
     places = index.find(wanted)
     for item, place in enumerate(places.tolist()):

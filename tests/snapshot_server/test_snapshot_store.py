@@ -107,8 +107,14 @@ def test_a_name_is_free_again_after_delete_and_discard(store: ImageStore) -> Non
     assert [manifest.id for manifest in store.snapshots()] == ["id-3"]
 
 
-def test_no_room_is_told_with_figures(store: ImageStore) -> None:
+def free_bytes_of(store: ImageStore) -> int:
     free = store.free_bytes()
+    assert free is not None, "a folder can tell its room"
+    return free
+
+
+def test_no_room_is_told_with_figures(store: ImageStore) -> None:
+    free = free_bytes_of(store)
     with pytest.raises(NoSpace, match=rf"may need {2 * free} bytes, \d+ are free"):
         store.stage(request_of(expected_bytes=free, vms=("n1", "n2")))
     with pytest.raises(NotFound):
@@ -117,7 +123,7 @@ def test_no_room_is_told_with_figures(store: ImageStore) -> None:
 
 def test_room_is_promised_once(store: ImageStore) -> None:
     """Two snapshots that fit one at a time do not fit together; what is stored is no longer reserved."""
-    three_fifths = store.free_bytes() * 3 // 5
+    three_fifths = free_bytes_of(store) * 3 // 5
     store.stage(request_of(expected_bytes=three_fifths))
     with pytest.raises(NoSpace, match="reserved"):
         store.stage(request_of("id-2", "second", expected_bytes=three_fifths))
@@ -344,7 +350,7 @@ def test_a_record_has_a_largest_size() -> None:
 
 
 def test_a_record_without_room_is_refused(store: ImageStore) -> None:
-    store.stage(request_of(expected_bytes=store.free_bytes() - 8 * MIB))
+    store.stage(request_of(expected_bytes=free_bytes_of(store) - 8 * MIB))
     with pytest.raises(NoSpace, match="no room for what VM n1 received"):
         store.put_record("id-1", "n1", "received", pcap.encode([pcap.Frame(0, bytes(60_000))] * 200))
 

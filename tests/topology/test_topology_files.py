@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from geni_violin.core.errors import InvalidInput, MachineFault
-from geni_violin.core.model import LinkSpec, SwitchSpec
+from geni_violin.core.model import IN_HYPERVISOR, IN_SWITCH, LinkSpec, SwitchSpec
 from geni_violin.topology import read_topology
 
 GOOD = """\
@@ -125,6 +125,27 @@ def test_a_vm_may_use_any_source_address(folder: Path, written: str, meant: bool
     assert [vm.any_source for vm in spec.vms] == [False, meant, False]
 
 
+@pytest.mark.parametrize(
+    ("written", "vhost", "held_in"),
+    [
+        ("hold: switch", False, IN_SWITCH),
+        ("hold: hypervisor", False, IN_HYPERVISOR),
+        ("vhost: true", True, IN_SWITCH),
+        ("vhost: true, hold: switch", True, IN_SWITCH),
+        ("vhost: false", False, IN_HYPERVISOR),
+    ],
+)
+def test_frames_are_held_in_the_hypervisor_or_in_the_switch(
+    folder: Path, written: str, vhost: bool, held_in: str
+) -> None:
+    spec = read_topology(write(folder, GOOD.replace("name: n2,", f"name: n2, {written},")))
+    assert [(vm.vhost, vm.held_in) for vm in spec.vms] == [
+        (False, IN_HYPERVISOR),
+        (vhost, held_in),
+        (False, IN_HYPERVISOR),
+    ]
+
+
 BAD: list[tuple[str, str, str, int, str, str]] = [
     # what it shows, text to replace, its replacement, line, problem, expected
     ("unknown key", "vms:\n", "bogus: 1\nvms:\n", 11, "unknown key 'bogus'", "one of name, vms"),
@@ -200,6 +221,23 @@ BAD: list[tuple[str, str, str, int, str, str]] = [
         13,
         "any_source is a number ('1')",
         "true or",
+    ),
+    ("held elsewhere", "switch: s2,", "switch: s2, hold: tap,", 13, "unknown place 'tap'", "one of hypervisor, switch"),
+    (
+        "vhost held by QEMU",
+        "switch: s2,",
+        "switch: s2, vhost: true, hold: hypervisor,",
+        13,
+        "unknown place 'hypervisor'",
+        "one of switch",
+    ),
+    (
+        "vhost with any source",
+        "switch: s2,",
+        "switch: s2, vhost: true, any_source: true,",
+        13,
+        "a VM with any_source cannot have its frames held in the switch",
+        "neither 'vhost: true' nor 'hold: switch'",
     ),
     ("no address at all", "10.9.0.2/24", "ten", 13, "vms[2].address 'ten' is not an address", "as 10.9.0.1/24"),
     ("no prefix", "10.9.0.2/24", "10.9.0.2", 13, "is not the address of a host with a prefix", "as 10.9.0.1/24"),
