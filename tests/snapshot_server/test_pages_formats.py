@@ -99,10 +99,10 @@ def _maps(draw: st.DrawFn) -> ImageMap:
     fills = draw(stn.arrays(np.uint8, int((kinds == FILL).sum())))
     digests = as_array([_digest(number) for number in range(int((kinds == PAGE).sum()))])
     sizes = [draw(st.sampled_from([0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1])) for _ in range(2)]
-    pieces = [Pieces(size, tuple(_digest(number) for number in range(len(piece_lengths(size))))) for size in sizes]
+    tail, opaque = (Pieces(size, tuple(map(_digest, range(len(piece_lengths(size)))))) for size in sizes)
     preamble, reason = draw(st.binary(max_size=20)), draw(st.text(max_size=20))
     counts = draw(st.integers(0, 1 << 40)), draw(st.integers(0, 1 << 40))
-    return ImageMap(*counts, preamble, blocks, kinds, fills, digests, *pieces, reason)
+    return ImageMap(*counts, preamble, blocks, kinds, fills, digests, tail, opaque, reason)
 
 
 @settings(deadline=None)
