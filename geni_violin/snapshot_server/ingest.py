@@ -230,20 +230,30 @@ class Ingest:
         writing = self._submit(writer.write, memoryview(rest))
         try:
             for buffer in itertools.cycle((bytearray(BUFFER_BYTES), bytearray(BUFFER_BYTES))):
-                count = await asyncio.get_running_loop().sock_recv_into(connection.socket, buffer)
+                data = await self._fill(connection, buffer, writing)
                 await writing
                 connection.refuse_if_cut_off()
-                if not count:
+                if not data:
                     break
-                data = memoryview(buffer)[:count]
                 guard.accept(data)
                 reception.received_bytes = guard.received_bytes
                 writing = self._submit(writer.write, data)
         finally:
-            # The file must not be closed under a thread that writes to it.
+            # The writer must not be ended under a thread that uses it.
             await asyncio.wait([writing])
         guard.end()
         return await self._in_thread(writer.finish)
+
+    @staticmethod
+    async def _fill(connection: _Connection, buffer: bytearray, writing: asyncio.Future[None]) -> memoryview:
+        """What comes next, as much as fits while the buffer before is being written; nothing at the end."""
+        view, filled = memoryview(buffer), 0
+        while filled < len(buffer):
+            count = await asyncio.get_running_loop().sock_recv_into(connection.socket, view[filled:])
+            filled += count
+            if not count or writing.done():
+                break
+        return view[:filled]
 
     def _submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         return asyncio.wrap_future(self._workers.submit(function, *args, **kwargs))

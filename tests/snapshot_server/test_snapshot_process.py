@@ -153,7 +153,8 @@ def test_a_disk_that_fills_up_while_images_come(tmp_path: Path) -> None:
         assert refused.status_code == 507
         good.sendall(stream_of(MIB)[1000:])
         good.close()
-        assert server.status(vm="n2")["state"] == "durable"
+        status = server.status(vm="n2")
+        assert status["state"] == "durable", status
         assert server.http.delete("/v1/stagings/id-1").status_code == 200
         (disk / "somebody-elses").unlink()
         _put_durably(server, server.stage(request_of("id-1", "first"))["n1"], stream_of(6 * MIB))

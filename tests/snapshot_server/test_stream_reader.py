@@ -31,9 +31,11 @@ from stream_harness import (
 
 from geni_violin.core.errors import InvalidInput
 from geni_violin.snapshot_server.stream import layout
+from geni_violin.snapshot_server.stream.batch import Pages
 from geni_violin.snapshot_server.stream.events import FillRun, Opaque, PageRun, Preamble, RamBlock, Tail
 from geni_violin.snapshot_server.stream.preamble import parse_preamble
 from geni_violin.snapshot_server.stream.reader import StreamReader
+from geni_violin.snapshot_server.stream.records import Records
 
 _KINDS = ("pages", "zeros", "fills", "mixed")
 
@@ -341,3 +343,18 @@ def test_memory_is_bounded_however_long_a_stream_is(
         tracemalloc.stop()
     assert reader.taken_bytes > 1 << 20
     assert peak < bound_mib << 20
+
+
+def test_work_grows_with_a_stream_and_not_with_its_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fills of another byte each that seem to be a run of one are the worst."""
+    looked_at = []
+    numbers = Records._numbers
+
+    def counted(own: Records, view: memoryview, position: int, most: int, stride: int, flags: int) -> Pages:
+        looked_at.append(most)
+        return numbers(own, view, position, most, stride, flags)
+
+    monkeypatch.setattr(Records, "_numbers", counted)
+    records = [Record(0, number % 600, number % 7) for number in range(2_000)]
+    read(stream_of([records]))
+    assert 0 < sum(looked_at) < 100 * len(records)

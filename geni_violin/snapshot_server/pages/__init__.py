@@ -22,17 +22,22 @@ at the next start, packs with the next :meth:`~.page_store.PageStore.delete` or 
 ``pack_format``    packs, byte for byte (pure)
 ``image_map``      image maps, byte for byte (pure); ``map_builder`` makes one from a stream's events
 ``index``          where each digest is, in sorted arrays; ``index_cache`` keeps it across restarts
-``packer``         items to durable packs, by worker threads
+``catalog``        the packs that there are, their index, and the lock that guards both
+``packer``         items to durable packs, by worker threads; ``pack_builder`` is a pack in the making
 ``image_writer``   one image on its way in
 ``frames``         frames out of packs, ahead of their use
 ``image_reader``   one image on its way out
 ``verifier``       everything of an image read back
 ``usage``          which packs are needed, and by whom
-``collector``      rubbish: plan, then execute
-``documents``      small JSON objects that tell when they are damaged
+``collector``      rubbish: plan, then execute; ``tally`` counts who needs what
+``stats``          what snapshots take, and what they share
+``page_words``     what people call some pages (pure)
+``documents``      small JSON objects that tell when they are damaged (pure); ``manifests`` are such
 ``channel_states`` the channel states of snapshots, as objects
 ``stagings``       what is staged, in a local folder
 ``quotas``         how much a slice's snapshots may have
+``refusals``       what is refused of a staging (pure)
+``opening``        locks, what kind of store it is, and the index
 ``page_store``     all of it behind :class:`~geni_violin.snapshot_server.store.ImageStore`
 =================  ===================================================================================================
 """

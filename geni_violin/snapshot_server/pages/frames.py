@@ -9,6 +9,7 @@ A frame that cannot be read is given out too, as words. Who restores stops there
 """
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,8 +25,8 @@ from geni_violin.core.errors import GeniViolinError
 from geni_violin.snapshot_server.backends import ObjectBackend
 from geni_violin.snapshot_server.pages.catalog import Pack
 
-EXTENT_RAW_BYTES = 4 << 20
-EXTENT_BYTES = 2 << 20
+EXTENT_RAW_BYTES = 2 << 20
+EXTENT_BYTES = 1 << 20
 MAX_GAP_BYTES = 128 << 10
 """Reading so many bytes in vain is quicker than asking once more."""
 WORKERS = 2
@@ -112,6 +113,17 @@ class FrameReader:
         return [(ref, _items(ref, data[ref.offset - start : ref.end - start])) for ref in extent]
 
 
+_local = threading.local()
+
+
+def _decompressor() -> zstandard.ZstdDecompressor:
+    """This thread's; making one costs as much as some frames do."""
+    made: zstandard.ZstdDecompressor | None = getattr(_local, "decompressor", None)
+    if made is None:
+        made = _local.decompressor = zstandard.ZstdDecompressor()
+    return made
+
+
 def _items(ref: FrameRef, frame: memoryview) -> Items | str:
     entry = ref.pack.frames[ref.number]
     if blake3(frame).digest() != entry["blake3"].tobytes():
@@ -119,7 +131,7 @@ def _items(ref: FrameRef, frame: memoryview) -> Items | str:
     try:
         if zstandard.frame_content_size(frame) != ref.raw_bytes:
             return "it does not have the size that the pack says"
-        raw = zstandard.ZstdDecompressor().decompress(frame)
+        raw = _decompressor().decompress(frame)
     except zstandard.ZstdError as error:
         return str(error)
     return np.frombuffer(raw, np.uint8).reshape(int(entry["items"]), int(entry["item_bytes"]))

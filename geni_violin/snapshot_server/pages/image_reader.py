@@ -17,14 +17,17 @@ from numpy.typing import NDArray
 from geni_violin.core.errors import MachineFault
 from geni_violin.snapshot_server.backends import ObjectBackend
 from geni_violin.snapshot_server.pages.catalog import Catalog
-from geni_violin.snapshot_server.pages.frames import FrameReader, FrameRef
+from geni_violin.snapshot_server.pages.frames import FrameReader, FrameRef, Items
 from geni_violin.snapshot_server.pages.image_map import FILL, PAGE, PIECE_BYTES, ImageMap
 from geni_violin.snapshot_server.pages.index import FRAME_SHIFT, NOWHERE, Places, frames_of, items_of, packs_of
+from geni_violin.snapshot_server.pages.pack_format import MAX_FRAME_ITEMS
 from geni_violin.snapshot_server.pages.page_words import words_for_pages
 from geni_violin.snapshot_server.stream.events import FillRun, PageRun
-from geni_violin.snapshot_server.stream.layout import RUN_FILLS
+from geni_violin.snapshot_server.stream.layout import RUN_FILLS, RUN_PAGES
 from geni_violin.snapshot_server.stream.preamble import parse_preamble
 from geni_violin.snapshot_server.stream.writer import write_stream
+
+_COUNTING = np.arange(MAX_FRAME_ITEMS)
 
 
 class PageReader:
@@ -89,7 +92,10 @@ class PageReader:
             wanted = numbers[start:end]
             if isinstance(items, str):
                 raise self._damaged(words_for_pages(self._image, wanted), ref, items)
-            yield from _page_runs(wanted, items[items_of(places[start:end])], first_pages)
+            slots = items_of(places[start:end])
+            for at in range(0, len(slots), RUN_PAGES):  # more than are in the frame, where pages are alike
+                chosen = slice(at, at + RUN_PAGES)
+                yield from _page_runs(wanted[chosen], _chosen(items, slots[chosen]), first_pages)
 
     def end(self, count: int) -> bytes:
         """The image's end, from what is not pages: its last ``count`` bytes, or all if there are fewer.
@@ -134,13 +140,20 @@ def frames_at(places: Places) -> list[tuple[int, int]]:
 
 def _page_runs(numbers: NDArray[np.intp], rows: NDArray[np.uint8], first_pages: NDArray[np.int64]) -> Iterator[PageRun]:
     """One run for each block; within it the pages ascend."""
-    order = np.argsort(numbers, kind="stable")
-    numbers = numbers[order]
-    blocks = np.searchsorted(first_pages, numbers, "right") - 1
-    starts = np.flatnonzero(np.diff(blocks, prepend=-1))
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(numbers)], strict=True):
-        block = int(blocks[start])
-        yield PageRun(block, numbers[start:end] - first_pages[block], rows[order[start:end]])
+    if (numbers[1:] < numbers[:-1]).any():
+        order = np.argsort(numbers, kind="stable")
+        numbers, rows = numbers[order], rows[order]
+    start = 0
+    while start < len(numbers):
+        block = int(np.searchsorted(first_pages, numbers[start], "right")) - 1
+        end = int(np.searchsorted(numbers, first_pages[block + 1]))
+        yield PageRun(block, numbers[start:end] - first_pages[block], rows[start:end])
+        start = end
+
+
+def _chosen(items: Items, slots: NDArray[np.int64]) -> Items:
+    """These items; all in their order, as it is mostly, without a copy."""
+    return items if len(slots) == len(items) and (slots == _COUNTING[: len(slots)]).all() else items[slots]
 
 
 def _fill_runs(image: ImageMap, first_pages: NDArray[np.int64]) -> Iterator[FillRun]:

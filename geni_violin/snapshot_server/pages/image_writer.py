@@ -1,5 +1,6 @@
 """One image on its way in: a stream's events to pages, pieces, and at the end a map."""
 
+import threading
 from collections.abc import Callable, Iterable
 
 from geni_violin.snapshot_server.backends import ObjectBackend
@@ -12,6 +13,9 @@ from geni_violin.snapshot_server.stream.events import Event, FillRun, Opaque, Pa
 from geni_violin.snapshot_server.stream.reader import StreamReader
 
 OPAQUE_NOTE = "its stream is stored whole, not as pages"
+
+_one_map_at_a_time = threading.Lock()
+"""A map is in memory a few times over while it is made, and streams of one snapshot end at much the same time."""
 
 
 class PageWriter:
@@ -64,15 +68,20 @@ class PageWriter:
         self._take_all(self._reader.finish())
         pieces = self._tail.finish(), self._opaque.finish()
         self._packer.finish(self._session)
-        image = self._map.finish(self._reader.taken_bytes, self.added_bytes, *pieces, self._reason)
+        with _one_map_at_a_time:
+            stored = self._put_map(*pieces)
+        self._packer.end(self._session)
+        self._on_end(stored)
+        return stored
+
+    def _put_map(self, tail: Pieces, opaque: Pieces) -> StoredImage:
+        image = self._map.finish(self._reader.taken_bytes, self.added_bytes, tail, opaque, self._reason)
+        self._map = MapBuilder()  # what it has is in the image now
         data = encode_map(image)
         # Everything that the map names is durable, and stays: the session pins it until the map's needs are recorded.
         self._backend.put(self._key, data)
         self._usage.record(self._key, image.all_digests())
-        stored = stored_image_of(self._vm, image, data)
-        self._packer.end(self._session)
-        self._on_end(stored)
-        return stored
+        return stored_image_of(self._vm, image, data)
 
     def abort(self) -> None:
         """See :class:`~geni_violin.snapshot_server.store.ImageWriter`."""

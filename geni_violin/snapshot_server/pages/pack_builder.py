@@ -17,7 +17,7 @@ from geni_violin.snapshot_server.pages.pack_format import (
     encode_tables,
 )
 
-PACK_BYTES = 32 << 20
+PACK_BYTES = 24 << 20
 """A pack is put before its frames are longer. Two of these are in memory, which is why it is not more."""
 _MAX_TABLES_BYTES = MAX_ITEMS * (FRAME.itemsize + DIGEST_BYTES) + TRAILER_BYTES
 _BUFFER_BYTES = PACK_BYTES + MAX_RAW_BYTES + _MAX_TABLES_BYTES
@@ -58,6 +58,18 @@ class PackBuilder:
         self._frames.append((self._end, len(frame), item_bytes, len(digests), checksum))
         self._digests += digests
         self._end += len(frame)
+
+    def keep(self, chosen: list[bool]) -> None:
+        """Give up the frames that are not chosen."""
+        frames, digests, item = self._frames, self._digests, 0
+        self._frames, self._digests, self._end = [], [], len(MAGIC)
+        for (offset, length, item_bytes, items, checksum), wanted in zip(frames, chosen, strict=True):
+            if wanted:
+                self._view[self._end : self._end + length] = self._view[offset : offset + length]
+                self._frames.append((self._end, length, item_bytes, items, checksum))
+                self._digests += digests[item : item + items]
+                self._end += length
+            item += items
 
     def finish(self) -> tuple[memoryview, PackTable]:
         """The pack's bytes, and what is in it."""

@@ -13,7 +13,7 @@ A stream waits where there are too many batches, these where there is no buffer 
 memory is bounded, however fast streams come and however slow the backend is.
 
 A put that fails, fails every stream that needs one of its items, and those only. When a stream is given up, what only
-it needed goes as far as it is not durable and no other stream is there; the rest is rubbish in a pack.
+it needed goes, as far as it is not being put; the rest is rubbish in a pack.
 """
 
 import math
@@ -37,11 +37,11 @@ from geni_violin.snapshot_server.stream.events import PAGE_BYTES
 
 FRAME_PAGES = 64
 """Pages of a frame: with more the ratio hardly grows, and a restore of few pages reads more in vain."""
-LEVEL = 1
-"""zstd's level."""
+LEVEL = -1
+"""zstd's level. Of the pages of real guests it makes 0.44 where 1 makes 0.39, in 0.84 of the time."""
 COMPRESSORS = 2
-MAX_BATCHES = 32
-"""The most batches that wait to be compressed: 8 MiB of pages."""
+MAX_BATCHES = 16
+"""The most batches that wait to be compressed: 4 MiB of pages, and the runs that they are parts of."""
 MAX_PACKS = 2
 """The most packs in memory: one that fills, one that is being put."""
 
@@ -61,6 +61,7 @@ class Session:
     :ivar budget: of all streams of its snapshot.
     :ivar added_bytes: what its items have added to packs so far.
     :ivar pinned: durable packs with items that it needs.
+    :ivar batches: what it needs and is not durable.
     :ivar error: why something that it needs could not be put.
     """
 
@@ -127,7 +128,7 @@ class Packer:
         return session
 
     def add_pages(self, session: Session, rows: Rows) -> Digests:
-        """Have these pages stored; gives their digests. ``rows`` may change afterwards.
+        """Have these pages stored; gives their digests. ``rows`` must stay as they are.
 
         :raise GeniViolinError: why something that came earlier could not be put.
         :raise NoSpace: its snapshot has added more than it may.
@@ -137,8 +138,7 @@ class Packer:
         with self._lock:
             self._wait_for_room()
             self._refuse_in_vain(session)
-            new = [at for at in self._not_found(session, array).tolist() if self._is_new(session, digests[at])]
-            self._fill(session, rows, digests, new)
+            self._fill(session, rows, digests, self._new(session, digests, self._not_found(session, array).tolist()))
         return array
 
     def add_piece(self, session: Session, piece: bytes) -> bytes:
@@ -151,7 +151,7 @@ class Packer:
         with self._lock:
             self._wait_for_room()
             self._refuse_in_vain(session)
-            if self._not_found(session, as_array([digest])).size and self._is_new(session, digest):
+            if self._new(session, [digest], self._not_found(session, as_array([digest])).tolist()):
                 batch = _Batch(np.frombuffer(piece, np.uint8).reshape(1, -1))
                 self._take(session, batch, [digest])
                 self._submit(batch)
@@ -180,8 +180,9 @@ class Packer:
                 batch.users.discard(session)
             self._catalog.unpin(session.pinned)
             session.pinned.clear()
-            if not self._sessions:
-                self._drop_what_nobody_needs()
+            self._drop_what_nobody_needs()
+            # Where this was the last stream nothing is left on its way, so that what is in packs can be swept.
+            self._lock.wait_for(lambda: self._sessions or not (self._compressing or self._putting))
 
     def close(self) -> None:
         """End the workers; nothing may be added any more."""
@@ -215,15 +216,19 @@ class Packer:
         self._catalog.pin(packs - session.pinned)
         session.pinned |= packs
 
-    def _is_new(self, session: Session, digest: bytes) -> bool:
-        """Whether an item that the index does not have is not on its way either."""
-        batch = self._pending.get(digest)
-        if batch is None:
-            self._pending[digest] = self._batch  # a placeholder, so that it is new once only
-            return True
-        session.batches.add(batch)
-        batch.users.add(session)
-        return False
+    def _new(self, session: Session, digests: list[bytes], missing: list[int]) -> list[int]:
+        """Which of the items that the index does not have are not on their way either, each once.
+
+        The caller takes them into batches before it lets go of the lock.
+        """
+        pending = self._pending
+        wanted = dict(zip((digests[at] for at in missing), missing, strict=True))
+        if pending.keys().isdisjoint(wanted):
+            return sorted(wanted.values())
+        for batch in {pending[digest] for digest in wanted if digest in pending}:
+            session.batches.add(batch)
+            batch.users.add(session)
+        return sorted(at for digest, at in wanted.items() if digest not in pending)
 
     def _fill(self, session: Session, rows: Rows, digests: list[bytes], new: list[int]) -> None:
         """Put new pages into the batch that fills, and hand full ones on."""
@@ -231,7 +236,10 @@ class Packer:
             batch = self._batch
             start = len(batch.digests)
             part, new = new[: FRAME_PAGES - start], new[FRAME_PAGES - start :]
-            batch.data[start : start + len(part)] = rows[part]
+            if len(part) == FRAME_PAGES == part[-1] - part[0] + 1:  # a batch that is in one piece already
+                batch.data = rows[part[0] : part[-1] + 1]
+            else:
+                batch.data[start : start + len(part)] = rows[part]
             self._take(session, batch, [digests[at] for at in part])
             if len(batch.digests) == FRAME_PAGES:
                 self._submit(batch)
@@ -239,8 +247,7 @@ class Packer:
 
     def _take(self, session: Session, batch: _Batch, digests: list[bytes]) -> None:
         batch.digests += digests
-        for digest in digests:
-            self._pending[digest] = batch
+        self._pending.update(dict.fromkeys(digests, batch))
         batch.brought[session] = batch.brought.get(session, 0) + len(digests)
         batch.users.add(session)
         session.batches.add(batch)
@@ -257,17 +264,17 @@ class Packer:
             self._putter.submit(self._guarded, self._put, pack.batches, pack)
 
     def _drop_what_nobody_needs(self) -> None:
-        self._lock.wait_for(lambda: self._sessions or not self._compressing)
-        if self._sessions:
-            return
-        self._forget(self._batch)
-        self._batch = _new_batch()
-        if self._open is not None:
-            for batch in self._open.batches:
-                self._forget(batch)
-            self._buffers.append(self._open.buffer)
-            self._open = None
-        self._lock.wait_for(lambda: self._sessions or not self._putting)
+        """Of what is not being put; batches that are being compressed are dropped when they are."""
+        if not self._batch.users:
+            self._forget(self._batch)
+            self._batch = _new_batch()
+        pack = self._open
+        if pack is not None and not all(batch.users for batch in pack.batches):
+            pack.builder.keep([bool(batch.users) for batch in pack.batches])
+            for batch in pack.batches:
+                if not batch.users:
+                    self._forget(batch)
+            pack.batches = [batch for batch in pack.batches if batch.users]
 
     def _forget(self, batch: _Batch) -> None:
         for digest in batch.digests:
@@ -304,9 +311,12 @@ class Packer:
         added = (len(frame) + FRAME.itemsize) / count + 32
         with self._lock:
             pack = self._open_pack_for(frame, count)
+            if not batch.users:
+                self._forget(batch)
+                return
             pack.builder.append(frame, item_bytes, batch.digests)
             pack.batches.append(batch)
-            batch.pack, batch.data = pack, batch.data[:0]
+            batch.pack, batch.data = pack, _NO_DATA
             for session, brought in batch.brought.items():
                 session.added_bytes += brought * added
                 session.budget.added_bytes += brought * added
@@ -335,9 +345,14 @@ class Packer:
                     self._forget(batch)
                     for session in batch.users:
                         self._pin(session, {number})
+                        session.batches.discard(batch)
         finally:
             with self._lock:
                 self._buffers.append(pack.buffer)
+
+
+_NO_DATA = np.empty((0, PAGE_BYTES), np.uint8)
+"""In the place of a batch's data when they are packed; a view of them, however short, would keep all of them."""
 
 
 def _new_batch() -> _Batch:

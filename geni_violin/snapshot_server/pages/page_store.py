@@ -18,16 +18,13 @@ The local folder has what is of use to this server only: ``lock``, ``stagings/ID
 * discarding: *the staging goes*, then its images and channel states; deleting: *the manifest goes*, then these.
 """
 
-import contextlib
 import functools
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
 
 from geni_violin.core.errors import (
-    AlreadyExists,
     Conflict,
     GeniViolinError,
     InvalidInput,
@@ -52,17 +49,18 @@ from geni_violin.snapshot_server.cut_clock import TAIL_BYTES
 from geni_violin.snapshot_server.names import check_record, check_stage_request, checked_identifier
 from geni_violin.snapshot_server.pages.channel_states import ChannelStates
 from geni_violin.snapshot_server.pages.collector import MIN_RUBBISH, Collector
-from geni_violin.snapshot_server.pages.image_map import ImageMap, decode_map, root_of
+from geni_violin.snapshot_server.pages.image_map import decode_map
 from geni_violin.snapshot_server.pages.image_reader import PageReader
 from geni_violin.snapshot_server.pages.image_writer import PageWriter, stored_image_of
 from geni_violin.snapshot_server.pages.manifests import Manifests
 from geni_violin.snapshot_server.pages.opening import Opened
 from geni_violin.snapshot_server.pages.packer import Budget, Packer
 from geni_violin.snapshot_server.pages.quotas import Quotas
+from geni_violin.snapshot_server.pages.refusals import check_names_free, check_room
 from geni_violin.snapshot_server.pages.stagings import Stagings
 from geni_violin.snapshot_server.pages.stats import stats_of
 from geni_violin.snapshot_server.pages.usage import IMAGES, Usage, image_key, read_map
-from geni_violin.snapshot_server.pages.verifier import Verifier
+from geni_violin.snapshot_server.pages.verifier import damages_of, read_published_map
 from geni_violin.snapshot_server.store import (
     MANIFEST_VERSION,
     ImageWriter,
@@ -120,7 +118,7 @@ class PageStore:
                 return
             if staged is not None:
                 raise Conflict(f"snapshot {request.snapshot_id} is staged with another name or other images")
-            self._refuse_taken_name(request)
+            check_names_free(request, self.snapshots(), self._stagings.all())
             self._refuse_without_room(f"snapshot {request.name}", sum(image.expected_bytes for image in request.images))
             self._quotas.left_bytes(request.slice, self._manifests.all)
             self._stagings.put(request)
@@ -250,23 +248,8 @@ class PageStore:
             if not self._backend.exists(key):
                 self._sweep()
 
-        return PageReader(vm, self._map_of(manifest, wanted), self._backend, self._catalog, sweep_if_deleted)
-
-    def _map_of(self, manifest: Manifest, wanted: VmImage) -> ImageMap:
-        """The map of a published image, if it is the one that the manifest speaks of.
-
-        :raise MachineFault: it is not, or it is damaged.
-        """
-        key = image_key(manifest.id, wanted.name)
-        try:
-            data = self._backend.get(key)
-        except NotFound as error:
-            raise MachineFault(f"the image of VM {wanted.name} is damaged: {error.message}") from error
-        image = decode_map(data, f"the image of VM {wanted.name} is damaged: image map {key}")
-        if root_of(data) != wanted.blake3:
-            words = f"image map {key} has BLAKE3 {root_of(data)} instead of {wanted.blake3}"
-            raise MachineFault(f"the image of VM {wanted.name} is damaged: {words}")
-        return image
+        image = read_published_map(self._backend, manifest.id, wanted)
+        return PageReader(vm, image, self._backend, self._catalog, sweep_if_deleted)
 
     def channels(self, id_or_name: str) -> list[ChannelSummary]:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
@@ -286,23 +269,12 @@ class PageStore:
         manifest = self._manifests.reread(self.snapshot(id_or_name).id)
         if manifest is None:
             raise NotFound(f"snapshot {id_or_name!r} was deleted meanwhile")
-        damages = list(self._image_damages(manifest))
+        damages = list(damages_of(self._backend, self._catalog, manifest))
         with self._channel_mutex:
             damages += self._channels.damages(manifest.id, {vm.name: vm.frames_in_transit for vm in manifest.vms})
         if damages:
             raise MachineFault(f"snapshot {manifest.name} is damaged: {'; '.join(damages)}", "do not restore it")
         return manifest
-
-    def _image_damages(self, manifest: Manifest) -> Iterator[str]:
-        with contextlib.closing(Verifier(self._backend, self._catalog)) as verifier:
-            for vm in manifest.vms:
-                try:
-                    image = self._map_of(manifest, vm)
-                except GeniViolinError as error:
-                    yield f"VM {vm.name}: {error.message}"
-                else:
-                    yield from (f"VM {vm.name}: {words}" for words in verifier.image_damages(image))
-            yield from verifier.pack_damages()
 
     def delete(self, id_or_name: str) -> None:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
@@ -395,23 +367,11 @@ class PageStore:
             raise NotFound(f"no image of VM {vm} is expected in snapshot {snapshot_id}")
         return staged
 
-    def _refuse_taken_name(self, request: StageRequest) -> None:
-        taken = {text: "exists" for manifest in self.snapshots() for text in (manifest.id, manifest.name)}
-        for staged in self._stagings.all():
-            taken |= {staged.snapshot_id: "is being taken", staged.name: "is being taken"}
-        for text in (request.name, request.snapshot_id):
-            if text in taken:
-                raise AlreadyExists(f"a snapshot {text!r} {taken[text]} already", "choose another name")
-
     def _refuse_without_room(self, what: str, needed_bytes: int) -> None:
         free = self.free_bytes()
-        if free is None:
-            return
-        reserved = sum(self._outstanding_bytes(staged) for staged in self._stagings.all())
-        if needed_bytes > free - reserved:
-            figures = f"it may need {needed_bytes} bytes, {free} are free, {reserved} of them reserved by snapshots"
-            hint = f"free space in {self._backend.describe()}, or delete snapshots that are no longer needed"
-            raise NoSpace(f"no room for {what}: {figures}", hint)
+        if free is not None:
+            reserved = sum(self._outstanding_bytes(staged) for staged in self._stagings.all())
+            check_room(what, needed_bytes, free, reserved, self._backend.describe())
 
     def _outstanding_bytes(self, staged: StageRequest) -> int:
         """How many bytes may still come for the images of a staging."""

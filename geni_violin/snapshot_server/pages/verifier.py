@@ -4,20 +4,53 @@ Every page is decompressed and hashed, and compared with what the map says. What
 that it uses is looked at too, by the checksums of its frames and tables: damage there is damage to come.
 """
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
 
-from geni_violin.core.errors import GeniViolinError, MachineFault
+from geni_violin.core.errors import GeniViolinError, MachineFault, NotFound
+from geni_violin.core.messages import Manifest, VmImage
 from geni_violin.snapshot_server.backends import ObjectBackend
 from geni_violin.snapshot_server.pages.catalog import Catalog, Pack, read_table
 from geni_violin.snapshot_server.pages.digests import as_array, item_digest, page_digests
 from geni_violin.snapshot_server.pages.frames import FrameReader, FrameRef, Items
-from geni_violin.snapshot_server.pages.image_map import PAGE, ImageMap
+from geni_violin.snapshot_server.pages.image_map import PAGE, ImageMap, decode_map, root_of
 from geni_violin.snapshot_server.pages.image_reader import frames_at, group_starts
 from geni_violin.snapshot_server.pages.index import NOWHERE, items_of, packs_of
 from geni_violin.snapshot_server.pages.pack_format import MAGIC
 from geni_violin.snapshot_server.pages.page_words import words_for_pages
+from geni_violin.snapshot_server.pages.usage import image_key
+
+
+def read_published_map(backend: ObjectBackend, snapshot_id: str, wanted: VmImage) -> ImageMap:
+    """The map of a published image, if it is the one that the manifest speaks of.
+
+    :raise MachineFault: it is not, or it is damaged.
+    """
+    key = image_key(snapshot_id, wanted.name)
+    what = f"the image of VM {wanted.name} is damaged"
+    try:
+        data = backend.get(key)
+    except NotFound as error:
+        raise MachineFault(f"{what}: {error.message}") from error
+    image = decode_map(data, f"{what}: image map {key}")
+    if root_of(data) != wanted.blake3:
+        raise MachineFault(f"{what}: image map {key} has BLAKE3 {root_of(data)} instead of {wanted.blake3}")
+    return image
+
+
+def damages_of(backend: ObjectBackend, catalog: Catalog, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the images of a snapshot, in words."""
+    with contextlib.closing(Verifier(backend, catalog)) as verifier:
+        for vm in manifest.vms:
+            try:
+                image = read_published_map(backend, manifest.id, vm)
+            except GeniViolinError as error:
+                yield f"VM {vm.name}: {error.message}"
+            else:
+                yield from (f"VM {vm.name}: {words}" for words in verifier.image_damages(image))
+        yield from verifier.pack_damages()
 
 
 class Verifier:

@@ -145,8 +145,9 @@ class Records:
         self._check(page)
         rest = len(view) - position
         if rest > _FEW * ZERO_RECORD_BYTES:
-            (ahead,) = _header_at(view, position + (_FEW - 1) * ZERO_RECORD_BYTES)
-            if ahead & FLAGS == _NEXT_ZERO:
+            ahead = position + (_FEW - 1) * ZERO_RECORD_BYTES
+            like_this = view[ahead + HEADER_BYTES] == view[position + HEADER_BYTES]
+            if like_this and _header_at(view, ahead)[0] & FLAGS == _NEXT_ZERO:
                 return self._zero_run(view, position, min(rest // ZERO_RECORD_BYTES, self.batch.fill_room))
         if rest < ZERO_RECORD_BYTES:
             return position
@@ -154,14 +155,18 @@ class Records:
         return position + ZERO_RECORD_BYTES
 
     def _zero_run(self, view: memoryview, position: int, most: int) -> int:
-        probed = min(most, _PROBED_ZEROS)  # most runs are short, some are very long
-        pages = self._numbers(view, position, probed, ZERO_RECORD_BYTES, _NEXT_ZERO)
-        if len(pages) == probed < most:
-            pages = self._numbers(view, position, most, ZERO_RECORD_BYTES, _NEXT_ZERO)
+        pages, fill = self._like_first(view, position, min(most, _PROBED_ZEROS))
+        # Most runs are short, some are very long: all that is there is only looked at where a few are alike.
+        if len(pages) == _PROBED_ZEROS < most:
+            pages, fill = self._like_first(view, position, most)
+        self.batch.add_fills(pages, fill)
+        return position + len(pages) * ZERO_RECORD_BYTES
+
+    def _like_first(self, view: memoryview, position: int, most: int) -> tuple[Pages, int]:
+        """The page numbers of the fills from a position on that are of the same byte as the first, and the byte."""
+        pages = self._numbers(view, position, most, ZERO_RECORD_BYTES, _NEXT_ZERO)
         fills = np.ndarray(len(pages), np.uint8, view, position + HEADER_BYTES, (ZERO_RECORD_BYTES,))
-        like_first = _leading(fills == fills[0])
-        self.batch.add_fills(pages[:like_first], int(fills[0]))
-        return position + like_first * ZERO_RECORD_BYTES
+        return pages[: _leading(fills == fills[0])], int(fills[0])
 
     def _numbers(self, view: memoryview, position: int, most: int, stride: int, flags: int) -> Pages:
         """The page numbers of the regular records from a position on, of which there is at least one."""
