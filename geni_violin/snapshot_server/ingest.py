@@ -246,13 +246,15 @@ class Ingest:
 
     @staticmethod
     async def _fill(connection: _Connection, buffer: bytearray, writing: asyncio.Future[None]) -> memoryview:
-        """What comes next, as much as fits while the buffer before is being written; nothing at the end."""
-        view, filled = memoryview(buffer), 0
-        while filled < len(buffer):
-            count = await asyncio.get_running_loop().sock_recv_into(connection.socket, view[filled:])
-            filled += count
-            if not count or writing.done():
+        """What comes next, and what is there besides while the buffer before is being written; nothing at the end."""
+        view = memoryview(buffer)
+        filled = count = await asyncio.get_running_loop().sock_recv_into(connection.socket, view)
+        while count and filled < len(buffer) and not writing.done():
+            try:
+                count = connection.socket.recv_into(view[filled:])
+            except BlockingIOError:
                 break
+            filled += count
         return view[:filled]
 
     def _submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:

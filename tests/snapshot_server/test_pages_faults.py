@@ -110,11 +110,11 @@ def test_a_pack_that_cannot_be_read_does_not_keep_others_from_being_served(backe
     with opened(backend, tmp_path / "1") as store:
         take_images(store, "a", {"n1": image_with(seeds(1, 50))})
         (damaged,) = packs_of(backend)
-        take_images(store, "b", {"n1": image_with(seeds(100, 50))})
+        take_images(store, "b", {"n1": image_with(seeds(100, 50), b"another state")})
     backend.flip(damaged, 8 * (backend.size(damaged) - 20))
     with opened(backend, tmp_path / "2") as store:  # a start that has to ask the packs
         store.verify("b")
-        assert_same(store, "b", {"n1": image_with(seeds(100, 50))})
+        assert_same(store, "b", {"n1": image_with(seeds(100, 50), b"another state")})
         with pytest.raises(MachineFault, match="no pack has pages 0 to 49"):
             store.verify("a")
         with pytest.raises(MachineFault, match="no pack has"):

@@ -104,23 +104,29 @@ class Collector:
 
     def _rewrite(self, tally: Tally, group: Sequence[Pack], finds: int) -> int | None:
         """Move what is needed of these packs to one new pack: its size in bytes, None if they have to stay."""
-        builder = PackBuilder(new_buffer())
-        for digests, frame, item_bytes in self._live_frames(tally, group):
-            if not builder.fits(frame, len(digests)):
+        numbers = [pack.number for pack in group]
+        with self._catalog.lock:
+            if not self._catalog.packs.keys() >= set(numbers):
+                return None  # nothing needs one of them any more, and it was swept
+            self._catalog.pin(numbers)
+        try:
+            builder = self._moved(tally, group)
+            if builder is None:
                 return None
-            builder.append(frame, item_bytes, digests)
-        data, table = builder.finish()
-        self._backend.put(builder.key, data)
+            data, table = builder.finish()
+            self._backend.put(builder.key, data)
+        finally:
+            with self._catalog.lock:
+                self._catalog.unpin(numbers)
         with self._catalog.lock:
             number = self._catalog.new_number()
         segment = segment_of(number, table)
         with self._catalog.lock:
-            pinned = self._catalog.pinned()
-            is_free = all(pack.number not in pinned and pack.found_at <= finds for pack in group)
+            packs, pinned = self._catalog.packs, self._catalog.pinned()
+            is_free = all(one.number in packs and one.number not in pinned and one.found_at <= finds for one in group)
             if is_free:
                 for pack in group:
-                    if pack.number in self._catalog.packs:
-                        self._catalog.drop(pack.number)
+                    self._catalog.drop(pack.number)
                     self._usage.moved(pack.number, number)
                 self._catalog.add(number, builder.id, table, len(data), segment)
         if not is_free:
@@ -128,6 +134,15 @@ class Collector:
             return None
         self._usage.delete(group)
         return len(data)
+
+    def _moved(self, tally: Tally, group: Sequence[Pack]) -> PackBuilder | None:
+        """What is needed of these packs in a new one; None if it does not fit."""
+        builder = PackBuilder(new_buffer())
+        for digests, frame, item_bytes in self._live_frames(tally, group):
+            if not builder.fits(frame, len(digests)):
+                return None
+            builder.append(frame, item_bytes, digests)
+        return builder
 
     def _live_frames(self, tally: Tally, group: Sequence[Pack]) -> Iterator[tuple[list[bytes], bytes, int]]:
         """The needed items of packs in new frames: their digests, the frame, and the size of each item."""
