@@ -23,7 +23,7 @@ RESTORED = ("c3", "c9", "c14")
 WIDEST_MS = 500.0
 LEAST_DATAGRAMS_PER_S = 500
 TOKENS = 4 * 1000
-QUIESCE_AFTER_S = 110
+QUIESCE_AFTER_S = 160
 """The guests' uptime at which they stop, so that tokens in flight can be counted; later than all snapshots."""
 
 
