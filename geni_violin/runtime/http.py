@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -17,6 +17,8 @@ from starlette.exceptions import HTTPException
 from geni_violin.core.errors import GeniViolinError, InvalidInput, MachineFault, NotFound, PeerFault
 from geni_violin.runtime.problems import PROBLEM_MEDIA_TYPE, error_from_problem, problem_document
 
+STREAM_TIMEOUT_S = 900.0
+"""How long the other part may be silent while a large body is on its way, or is being worked on."""
 CLIENT_IDLE_S = 60
 SERVER_IDLE_S = 600
 """How long an idle connection stays open: the side that asks lets go first, so that it never asks into a closed one."""
@@ -72,13 +74,50 @@ class Peer:
             _answer(self.name, response)
         return response.content
 
+    async def stream(self, path: str) -> AsyncIterator[bytes]:
+        """Get what is too large for memory, piece by piece. It is on its way when this returns.
+
+        :raise PeerFault: no answer in time; the iterator raises it too, if the answer breaks off.
+        :raise GeniViolinError: the error that the part answered with.
+        """
+        request = self._client.build_request("GET", path, timeout=STREAM_TIMEOUT_S)
+        try:
+            response = await self._client.send(request, stream=True)
+            if not response.is_success:
+                await response.aread()
+        except httpx.HTTPError as error:
+            raise self._silent(error) from error
+        if not response.is_success:
+            _answer(self.name, response)
+        return self._pieces(response)
+
+    async def _pieces(self, response: httpx.Response) -> AsyncIterator[bytes]:
+        try:
+            async for piece in response.aiter_raw():
+                yield piece
+        except httpx.HTTPError as error:
+            raise PeerFault(f"{self.name}'s answer broke off", "see its log") from error
+        finally:
+            await response.aclose()
+
+    async def send_stream(self, path: str, body: AsyncIterator[bytes], length: str | None) -> Any:
+        """As :meth:`request`, with a body too large for memory.
+
+        :param length: how many bytes it has, if that is known.
+        """
+        headers = {"content-length": length} if length is not None else {}
+        return _answer(self.name, await self._exchange("POST", path, STREAM_TIMEOUT_S, content=body, headers=headers))
+
     async def _exchange(self, method: str, path: str, timeout_s: float | None, **content: Any) -> httpx.Response:
         timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s
         try:
             return await self._client.request(method, path, timeout=timeout, **content)
         except httpx.HTTPError as error:
-            reason = str(error) or type(error).__name__
-            raise PeerFault(f"{self.name} at {self.base_url} does not answer: {reason}") from error
+            raise self._silent(error) from error
+
+    def _silent(self, error: httpx.HTTPError) -> PeerFault:
+        reason = str(error) or type(error).__name__
+        return PeerFault(f"{self.name} at {self.base_url} does not answer: {reason}")
 
     async def close(self) -> None:
         """Close all connections."""
