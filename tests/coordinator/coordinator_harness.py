@@ -44,6 +44,7 @@ from geni_violin.runtime.settings import Settings
 from geni_violin.runtime.wire import decode, encode
 from geni_violin.snapshot_server.api import create_app as create_server_app
 from geni_violin.snapshot_server.backends.local import LocalBackend
+from geni_violin.snapshot_server.pages.image_writer import OPAQUE_NOTE
 from geni_violin.snapshot_server.pages.page_store import PageStore
 from geni_violin.snapshot_server.store import ImageWriter, StoredImage
 
@@ -86,6 +87,11 @@ async def until(condition: Callable[[], bool], what: str, patience_s: float = PA
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {patience_s} s"
         await asyncio.sleep(0.005)
+
+
+def notes_of(view: TransactionView) -> tuple[str, ...]:
+    """A snapshot's notes, without the one of each VM that its stream, which no QEMU made, was stored whole."""
+    return tuple(note for note in view.snapshot.notes if OPAQUE_NOTE not in note)
 
 
 class _FullWriter:
