@@ -1,7 +1,8 @@
 """The REST side of the snapshot server: a thin shim over store, desk and ingest (docs/protocol.md lists the requests).
 
 What touches the disk runs in a thread. Order of effects, where it matters: a staging is in the store before its tokens
-leave; a snapshot's streams have ended before its images are discarded.
+leave; a snapshot's streams have ended before its images are discarded. What a crash left of images is freed while
+requests are answered already.
 """
 
 import asyncio
@@ -215,11 +216,13 @@ def create_app(
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         ingest.start()
         on_started()
+        freeing = asyncio.create_task(asyncio.to_thread(store.free_leftovers))
         try:
             yield
         finally:
             await ingest.stop()
             store.close()
+            await freeing
 
     app = service_app("GENI-VIOLIN snapshot server", lifespan)
     app.include_router(Api(store, desk, ingest).router())

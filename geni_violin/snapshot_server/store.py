@@ -7,7 +7,7 @@ event loop; all may be called from several threads at a time. What must hold for
 * a snapshot is listed if and only if its manifest was published, and then all its images are stored, and its channel
   states are those that were sealed, or it has none;
 * opening a store again after a crash removes whatever is neither listed nor staged, but for parts that images share:
-  those go with the next deletion or collection.
+  those go with :meth:`ImageStore.free_leftovers`, which is for once after each start.
 """
 
 from collections.abc import Iterator
@@ -190,8 +190,14 @@ class ImageStore(Protocol):
         :raise NotFound: there is none.
         """
 
+    def free_leftovers(self) -> None:
+        """Free the parts of images that a crash left and that nothing needs; what cannot be freed is logged, and stays.
+
+        It may take as long as reading all that the store knows of its images. Everything else may go on meanwhile.
+        """
+
     def close(self) -> None:
-        """Let another server use the store."""
+        """Let another server use the store; what is being freed is given up."""
 
 
 def check_publishable(

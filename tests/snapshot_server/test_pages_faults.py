@@ -1,6 +1,8 @@
 """Flipped bits, power cuts between any two writes to the backend, and collections beside snapshots that are taken."""
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from pages_harness import assert_same, image_with, opened, packs_of, put_image, seeds, take_images
 from snapshot_harness import MACS, image_of, manifest_of, request_of, stage_recorded, take_sealed
 
-from geni_violin.core.errors import GeniViolinError, MachineFault
+from geni_violin.core.errors import Conflict, GeniViolinError, MachineFault
 from geni_violin.core.messages import SealChannels
 from geni_violin.snapshot_server.backends.memory import MemoryBackend
 from geni_violin.snapshot_server.pages.page_store import PageStore
@@ -27,6 +29,7 @@ class Fragile(MemoryBackend):
         self.cut_at = -1
         self.after = False
         self.before_put: Callable[[str], object] = lambda key: None
+        self.before_get: Callable[[str], object] = lambda key: None
 
     def flip(self, key: str, bit: int) -> None:
         data = bytearray(self._objects[key])
@@ -36,6 +39,10 @@ class Fragile(MemoryBackend):
     def put(self, key: str, data: bytes | memoryview | Path) -> None:
         self.before_put(key)
         self._change(lambda: super(Fragile, self).put(key, data))
+
+    def get(self, key: str) -> bytes:
+        self.before_get(key)
+        return super().get(key)
 
     def delete(self, key: str) -> None:
         self._change(lambda: super(Fragile, self).delete(key))
@@ -175,6 +182,75 @@ def test_the_power_may_fail_at_any_change(tmp_path: Path, after: bool) -> None:
         store._opened._locks.close()
         _check_reopened(backend, folder, done)
     assert cut > 20  # a life has that many changes
+
+
+@contextlib.contextmanager
+def _reopened_with_leftovers(backend: Fragile, folder: Path) -> Iterator[PageStore]:
+    """A store with a snapshot "a", in which the power failed between the packs of "b" and its image map."""
+    store = PageStore(backend, folder)
+    take_images(store, "a", {"n1": image_with(seeds(1, 90))})
+    store.stage(request_of("b", "b", expected_bytes=1 << 26))
+    backend.changes, backend.cut_at = 0, 1
+    with pytest.raises(PowerCut):
+        put_image(store, "b", "n1", image_with(seeds(500, 90)))
+    backend.cut_at = -1
+    store._packer.close()
+    store._opened._locks.close()
+    assert len(packs_of(backend)) == 2
+    with opened(backend, folder) as reopened:
+        yield reopened
+
+
+def test_packs_that_a_crash_left_are_freed_without_a_deletion(backend: Fragile, tmp_path: Path) -> None:
+    with _reopened_with_leftovers(backend, tmp_path) as store:
+        store.free_leftovers()
+        assert len(packs_of(backend)) == 1
+        assert store.staging("b").name == "b"  # whether it goes on is the coordinator's to say
+        assert_same(store, "a", {"n1": image_with(seeds(1, 90))})
+        stored = put_image(store, "b", "n1", image_with(seeds(500, 90)))
+        store.publish(manifest_of(request_of("b", "b"), [stored]))
+        assert_same(store, "b", {"n1": image_with(seeds(500, 90))})
+
+
+def test_leftovers_that_a_stream_has_found_stay(backend: Fragile, tmp_path: Path) -> None:
+    stream = image_with(seeds(500, 90))
+    with _reopened_with_leftovers(backend, tmp_path) as store:
+        writer = store.open_writer("b", "n1")
+        writer.write(memoryview(stream))
+        store.free_leftovers()
+        assert len(packs_of(backend)) == 2
+        store.publish(manifest_of(request_of("b", "b"), [writer.finish()]))
+        store.free_leftovers()
+        assert_same(store, "b", {"n1": stream})
+
+
+def test_a_store_that_is_closed_does_not_wait_until_all_leftovers_are_freed(backend: Fragile, tmp_path: Path) -> None:
+    maps: list[str] = []
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slowly(key: str) -> None:
+        if key.startswith("images/"):
+            maps.append(key)
+            reading.set()
+            assert go_on.wait(20)
+
+    with opened(backend, tmp_path) as store:
+        take_images(store, "a", {f"n{number}": image_with(seeds(number, 3)) for number in range(1, 6)})
+    store = PageStore(backend, tmp_path)
+    backend.before_get = slowly
+    freeing, closing = threading.Thread(target=store.free_leftovers), threading.Thread(target=store.close)
+    freeing.start()
+    assert reading.wait(20)
+    closing.start()
+    while not store._usage._closed.is_set():
+        time.sleep(0.001)
+    go_on.set()
+    for thread in (closing, freeing):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert len(maps) == 1
+    with pytest.raises(Conflict, match="closed"):
+        store.plan_collection()
 
 
 def _check_reopened(backend: Fragile, folder: Path, done: list[str]) -> None:

@@ -147,6 +147,8 @@ def _check_reopened(folder: Path, done: list[str]) -> None:
     known = {manifest.id for manifest in store.snapshots()}
     known |= {path.stem for path in (folder / "state/stagings").iterdir()}
     assert {name.split("/")[2] for name in files_below(folder) if name.startswith("objects/images/")} <= known
+    store.free_leftovers()
+    assert store.plan_collection().delete == ()
     for name in listed:
         store.verify(name)
     sure = {name for name in ("first", "third") if f"{name} is published" in done}

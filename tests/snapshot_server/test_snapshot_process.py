@@ -28,17 +28,30 @@ from geni_violin.snapshot_server.store import StoredImage
 REQUEST = request_of(expected_bytes=64 * MIB)
 
 
-def _wait_for_a_pack(folder: Path) -> None:
+def _packs(folder: Path) -> frozenset[str]:
+    return frozenset(name for name in files_below(folder) if name.startswith("objects/packs/"))
+
+
+def _wait_for_a_pack(folder: Path, known: frozenset[str] = frozenset()) -> None:
+    """Until there is one beside those that are known."""
     for _ in range(2000):
-        if any(name.startswith("objects/packs/") for name in files_below(folder)):
+        if _packs(folder) > known:
             return
         time.sleep(0.01)
     raise TimeoutError("no pack was put within 20 s")
 
 
-def _put_durably(server: OwnProcess, token: str, data: bytes) -> StoredImage:
+def _wait_until_packs_are(folder: Path, wanted: frozenset[str]) -> None:
+    for _ in range(2000):
+        if _packs(folder) == wanted:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"after 20 s the packs are {sorted(_packs(folder))}, expected {sorted(wanted)}")
+
+
+def _put_durably(server: OwnProcess, token: str, data: bytes, snapshot_id: str = "id-1") -> StoredImage:
     put(server.ingest_address(), token, data)
-    status = server.status()
+    status = server.status(snapshot_id)
     assert status["state"] == "durable", status
     return StoredImage("n1", status["received_bytes"], status["stored_bytes"], status["blake3"])
 
@@ -61,6 +74,31 @@ def test_killed_in_the_middle_of_an_image(tmp_path: Path) -> None:
         assert server.http.post("/v1/stagings/id-1/publish", json=early).status_code == 409
         assert server.http.delete("/v1/stagings/id-1").status_code == 200
     assert files_below(tmp_path) == set()
+
+
+def test_packs_that_a_kill_left_are_freed_at_the_next_start(tmp_path: Path) -> None:
+    """Killed between a pack and the manifest. What is published stays, and what is durable and can be published yet."""
+    with own_process(tmp_path) as server:
+        published = request_of("id-2", "second")
+        stored = _put_durably(server, server.stage(published)["n1"], stream_of(2 * MIB, seed=2), "id-2")
+        manifest = encode(manifest_of(published, [stored]))
+        server.http.post("/v1/stagings/id-2/publish", json=manifest).raise_for_status()
+        durable = request_of("id-3", "third")
+        stored = _put_durably(server, server.stage(durable)["n1"], stream_of(2 * MIB, seed=3), "id-3")
+        needed = _packs(tmp_path)
+        connection, _answer = open_ingest(server.ingest_address(), {"put": server.stage(REQUEST)["n1"]})
+        connection.sendall(stream_of(40 * MIB))
+        server.wait_until_received(40 * MIB)
+        _wait_for_a_pack(tmp_path, needed)
+        server.kill()
+        connection.close()
+    assert _packs(tmp_path) > needed
+    with own_process(tmp_path) as server:
+        _wait_until_packs_are(tmp_path, needed)
+        server.http.post("/v1/stagings/id-3/publish", json=encode(manifest_of(durable, [stored]))).raise_for_status()
+        for snapshot_id, seed in (("id-2", 2), ("id-3", 3)):
+            assert server.http.post(f"/v1/snapshots/{snapshot_id}/verify").status_code == 200
+            assert get(server.ingest_address(), snapshot_id, "n1") == stream_of(2 * MIB, seed=seed)
 
 
 def test_killed_between_durable_and_published(tmp_path: Path) -> None:

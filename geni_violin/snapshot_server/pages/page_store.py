@@ -16,6 +16,10 @@ The local folder has what is of use to this server only: ``lock``, ``stagings/ID
 * channel states: each; *their seal*;
 * publishing: *the manifest*; the staging goes, and what its edges recorded;
 * discarding: *the staging goes*, then its images and channel states; deleting: *the manifest goes*, then these.
+
+Packs that nothing needs go last: a crash before that leaves them. They are freed after the next start, beside the
+streams that come by then. What belongs to a snapshot that is being taken stays: an image that is durable has a map,
+staged or published; and a stream that is under way pins the packs that it relies on (``usage``, ``catalog``).
 """
 
 import functools
@@ -286,8 +290,13 @@ class PageStore:
             self._remove_contents(snapshot_id)
         self._sweep()
 
+    def free_leftovers(self) -> None:
+        """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
+        self._sweep()
+
     def close(self) -> None:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
+        self._usage.close()
         self._packer.close()
         self._opened.close()
 
@@ -344,7 +353,9 @@ class PageStore:
     def _sweep(self) -> None:
         """Free the room of packs that nothing needs. What cannot be freed now stays for a collection."""
         try:
-            self._usage.sweep()
+            swept = self._usage.sweep()
+            if swept:
+                _log.info("packs_freed", packs=len(swept), bytes=sum(pack.size_bytes for pack in swept))
         except GeniViolinError as error:
             _log.warning("packs_not_freed", reason=str(error))
 

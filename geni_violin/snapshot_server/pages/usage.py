@@ -3,13 +3,15 @@
 For each image that is stored, the packs with its items, by the index. It follows from the maps alone: what an image
 needs is recorded when it becomes durable, and found out anew after a restart, before it is first asked for. So nothing
 of it is kept that could be out of date. As long as a map cannot be read, nobody knows what it needs, and no pack goes.
+
+A sweep may take long after a restart, because all maps are read; a store that is closed does not wait for that.
 """
 
 import contextlib
 import threading
 from collections.abc import Iterable
 
-from geni_violin.core.errors import NotFound
+from geni_violin.core.errors import Conflict, NotFound
 from geni_violin.snapshot_server.backends import ObjectBackend
 from geni_violin.snapshot_server.pages.catalog import Catalog, Pack
 from geni_violin.snapshot_server.pages.digests import Digests
@@ -41,6 +43,13 @@ class Usage:
         self._catalog = catalog
         self._needs: dict[str, set[int]] = {}
         self._sweeping = threading.Lock()
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Sweep no more; a sweep that is under way has ended when this returns."""
+        self._closed.set()
+        with self._sweeping:
+            pass
 
     def record(self, key: str, digests: Digests) -> None:
         """The map of this key is stored, and has these digests; all are in the index, or are lost."""
@@ -69,9 +78,12 @@ class Usage:
         """Find out about all images that are stored; gives their keys.
 
         :raise MachineFault: a map cannot be read, so that what it needs is not known.
+        :raise Conflict: the store is closed meanwhile.
         """
         keys = [key for key, _size in self._backend.list(IMAGES)]
         for key in keys:
+            if self._closed.is_set():
+                raise Conflict("the store is being closed", "ask again when the snapshot server runs")
             if not self.is_stored(key):
                 with contextlib.suppress(NotFound):  # deleted meanwhile
                     self.record(key, read_map(self._backend, key).all_digests())
@@ -86,6 +98,7 @@ class Usage:
         """Delete packs that nothing needs; gives them.
 
         :raise MachineFault: see :meth:`complete`.
+        :raise Conflict: see :meth:`complete`.
         """
         with self._sweeping:
             self.complete()
