@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -265,12 +265,25 @@ async def in_folder(folder: Path) -> AsyncIterator[InProcess]:
 
 
 _RUN = """
+import os
 import sys
 from pathlib import Path
+from geni_violin.snapshot_server.backends.opening import open_backend
 from geni_violin.snapshot_server.server import run_server
-run_server(host="127.0.0.1", port=0, ingest_host="127.0.0.1", ingest_port=0, store_dir=Path(sys.argv[1]),
-           on_ready=lambda url: print("ready", url, flush=True))
+folder, url, endpoint = sys.argv[1:]
+run_server(host="127.0.0.1", port=0, ingest_host="127.0.0.1", ingest_port=0, store_dir=Path(folder),
+           on_ready=lambda address: print("ready", address, flush=True),
+           open_bucket=(lambda: open_backend(url, os.environ, s3_endpoint=endpoint)) if url else None)
 """
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An object store for a server of its own process: where, and the environment variables with its credentials."""
+
+    url: str
+    endpoint: str
+    environment: Mapping[str, str]
 
 
 @dataclass
@@ -313,13 +326,19 @@ class OwnProcess:
 
 
 @contextlib.contextmanager
-def own_process(folder: Path, prefix: tuple[str, ...] = ()) -> Iterator[OwnProcess]:
+def own_process(
+    folder: Path, prefix: tuple[str, ...] = (), bucket: Bucket = Bucket("", "", {})
+) -> Iterator[OwnProcess]:
     """A server process over ``folder``; ended by SIGTERM if it still runs.
 
     :param prefix: a command that runs the command that follows it.
+    :param bucket: where images are kept instead, if it has an address.
     """
-    command = [*prefix, sys.executable, "-c", _RUN, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [*prefix, sys.executable, "-c", _RUN, str(folder), bucket.url, bucket.endpoint]
+    environment = {**os.environ, **bucket.environment}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
