@@ -4,7 +4,7 @@ Every list has one value a round, in the order of the rounds. A figure is a medi
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -17,17 +17,20 @@ JUDGED_MIB = 1024
 """The guest that the targets speak of."""
 MAX_FACTOR = 2.2
 """How much twice the memory may cost at most; 2 is linear."""
+MAX_MEMORY_MIB = 300.0
+"""What the server may have resident at most, however large and however many images come."""
 
 
 @dataclass
 class OneImage:
-    """One guest's image: seconds of each way in and out, and bytes."""
+    """One guest's image: seconds of each way in and out that was measured, and bytes."""
 
     memory_mib: int
     stream_bytes: int
     content: Content
     seconds: dict[str, list[float]] = field(default_factory=dict)
     processor_s: list[float] = field(default_factory=list)
+    peak_bytes: list[int] = field(default_factory=list)
     zstd_bytes: int = 0
     stored_bytes: int = 0
     again_bytes: int = 0
@@ -39,6 +42,10 @@ class OneImage:
     def median_s(self, what: str) -> float:
         """The median of what was measured under this name."""
         return median(self.seconds[what])
+
+    def has(self, *ways: str) -> bool:
+        """Whether all of these were measured."""
+        return self.seconds.keys() >= set(ways)
 
 
 @dataclass
@@ -95,24 +102,60 @@ def overall_growth(seconds: Mapping[int, float]) -> float:
     return growth(large / small, seconds[large] / seconds[small])
 
 
-def targets(ones: Sequence[OneImage], filled: FourImages, plain: FourImages) -> list[Target]:
-    """What was to be shown. The smallest and the largest image tell the growth, the one of 1 GiB all else."""
-    one = judged(ones)
-    found = [
-        Target("pages that are not zero in the image", one.content.nonzero_bytes / MIB, 400.0, "MiB", at_most=False),
-        Target("ingest to durable, time to zstd's", one.median_s(INGEST) / one.median_s(ZSTD), 1.0),
-        Target("restore, time to zstd's", one.median_s(RESTORE) / one.median_s(ZSTD_RESTORE), 1.0),
-        Target("four like guests, stored to not zero", filled.share, 0.35),
-        Target("second snapshot to the first", filled.second_to_first, 0.10),
-        Target("server's memory, four guests at once", max(filled.peak_bytes) / MIB, 300.0, "MiB"),
-        Target("four guests as the topology stands, stored to not zero", plain.share, 0.35),
-        Target("their second snapshot to the first", plain.second_to_first, 0.10),
+def targets(ones: Sequence[OneImage], filled: FourImages | None, plain: FourImages | None) -> list[Target]:
+    """What was to be shown, as far as it was measured.
+
+    :param ones: the smallest and the largest tell the growth, the one of 1 GiB all else.
+    :param filled: four guests that are filled.
+    :param plain: four guests as the topology stands.
+    """
+    return [
+        *(_image_targets(judged(ones)) if ones else []),
+        *(_four_targets("four like guests", filled) if filled else []),
+        *(_four_targets("four guests as the topology stands", plain) if plain else []),
+        *(_growth_targets(ones) if len(ones) > 1 else []),
     ]
-    if len(ones) > 1:
-        for what, name in ((INGEST, "ingest"), (RESTORE, "restore")):
-            seconds = {image.memory_mib: image.median_s(what) for image in ones}
-            found.append(Target(f"{name}, factor a doubling", overall_growth(seconds), MAX_FACTOR))
+
+
+def _image_targets(one: OneImage) -> list[Target]:
+    not_zero = one.content.nonzero_bytes / MIB
+    found = [Target("pages that are not zero in the image", not_zero, 400.0, "MiB", at_most=False)]
+    for what, rival, words in (
+        (INGEST, ZSTD, "ingest to durable, time to zstd's"),
+        (RESTORE, ZSTD_RESTORE, "restore, time to zstd's"),
+    ):
+        if one.has(what, rival):
+            found.append(Target(words, one.median_s(what) / one.median_s(rival), 1.0))
     return found
+
+
+def _four_targets(who: str, four: FourImages) -> list[Target]:
+    return [
+        Target(f"{who}, bytes stored to bytes not zero", four.share, 0.35),
+        Target(f"{who}, second snapshot's bytes to the first's", four.second_to_first, 0.10),
+        Target(f"{who} at once, the server's memory", max(four.peak_bytes) / MIB, MAX_MEMORY_MIB, "MiB"),
+    ]
+
+
+def _growth_targets(ones: Sequence[OneImage]) -> list[Target]:
+    found = [
+        Target(f"{name}, factor a doubling", overall_growth(_by_size(ones, value)), MAX_FACTOR)
+        for name, what, value in (
+            ("ingest", INGEST, lambda one: one.median_s(INGEST)),
+            ("restore", RESTORE, lambda one: one.median_s(RESTORE)),
+            ("bytes stored", INGEST, lambda one: float(one.stored_bytes)),
+        )
+        if all(one.has(what) for one in ones)
+    ]
+    if all(one.peak_bytes for one in ones):
+        largest = max(ones, key=lambda one: one.memory_mib)
+        words = f"one guest of {largest.memory_mib} MiB, the server's memory"
+        found.append(Target(words, max(largest.peak_bytes) / MIB, MAX_MEMORY_MIB, "MiB"))
+    return found
+
+
+def _by_size(ones: Sequence[OneImage], value: Callable[[OneImage], float]) -> dict[int, float]:
+    return {one.memory_mib: value(one) for one in ones}
 
 
 def judged(ones: Sequence[OneImage]) -> OneImage:
@@ -124,42 +167,52 @@ def judged(ones: Sequence[OneImage]) -> OneImage:
 
 
 def content_table(ones: Sequence[OneImage]) -> str:
-    """What is in the images."""
-    rows = [
-        (
-            f"{one.memory_mib} MiB",
-            f"{one.stream_bytes / MIB:.0f}",
-            f"{one.content.nonzero_bytes / MIB:.0f}",
-            f"{one.content.duplicate_share:.1%}",
-            f"{one.zstd_bytes / one.stream_bytes:.2f}",
-            f"{one.stored_bytes / one.stream_bytes:.2f}",
-            f"{one.again_bytes / MIB:.1f}",
-        )
-        for one in ones
-    ]
+    """What is in the images, and what the store makes of them, where it took them in."""
+    rows = []
+    for one in ones:
+        cells = [f"{one.memory_mib} MiB", f"{one.stream_bytes / MIB:.0f}", f"{one.content.nonzero_bytes / MIB:.0f}"]
+        cells.append(f"{one.content.duplicate_share:.1%}")
+        if one.has(INGEST):
+            cells += [f"{one.zstd_bytes / one.stream_bytes:.2f}", f"{one.stored_bytes / one.stream_bytes:.2f}"]
+            cells += [f"{one.again_bytes / MIB:.1f}", f"{median(one.processor_s):.2f}"]
+            cells.append(f"{max(one.peak_bytes) / MIB:.0f}")
+        else:
+            cells += ["-"] * 5
+        rows.append(cells)
     columns = ("a guest of", "stream, MiB", "not zero, MiB", "duplicates", "zstd", "stored", "once more, MiB")
-    return table("Images (zstd and stored: bytes to the stream's)", columns, rows)
+    more = ("server's CPU, s", "memory, MiB")
+    return table("Images (zstd and stored: bytes to the stream's)", (*columns, *more), rows)
 
 
 def ways_table(one: OneImage, title: str, ways: Mapping[str, str]) -> str:
-    """Times of some ways in or out of one image."""
+    """Times of some ways in or out of one image, each also as a multiple of the first way's."""
     rows = []
+    base = one.median_s(next(iter(ways)))
     for what, name in ways.items():
         middle, worst = one.median_s(what), max(one.seconds[what])
-        rows.append((name, f"{middle:.2f}", f"{worst:.2f}", f"{one.stream_bytes / MIB / middle:.0f}"))
-    return table(f"{title}, a guest of {one.memory_mib} MiB", ("", "median, s", "worst, s", "MiB/s"), rows)
+        rates = (f"{one.stream_bytes / MIB / middle:.0f}", f"{middle / base:.2f}")
+        rows.append((name, f"{middle:.2f}", f"{worst:.2f}", *rates))
+    columns = ("", "median, s", "worst, s", "MiB/s", f"to {next(iter(ways.values())).split(',')[0]}")
+    return table(f"{title}, a guest of {one.memory_mib} MiB", columns, rows)
 
 
 def growth_table(ones: Sequence[OneImage]) -> str:
     """Medians by size, and the factor from each size to the next."""
+    measured = {
+        name: {one.memory_mib: one.median_s(what) for one in ones}
+        for what, name in {**WAYS_IN, **WAYS_OUT}.items()
+        if all(one.has(what) for one in ones)
+    }
+    if all(one.has(INGEST) for one in ones):
+        measured["bytes stored, MiB"] = _by_size(ones, lambda one: one.stored_bytes / MIB)
+        measured["server's memory, MiB"] = _by_size(ones, lambda one: max(one.peak_bytes) / MIB)
     rows = []
-    for what, name in {**WAYS_IN, **WAYS_OUT}.items():
-        seconds = {one.memory_mib: one.median_s(what) for one in ones}
-        cells = [f"{value:.2f}" for value in seconds.values()] + [f"{factor:.2f}" for factor in factors(seconds)]
+    for name, values in measured.items():
+        cells = [f"{value:.2f}" for value in values.values()] + [f"{factor:.2f}" for factor in factors(values)]
         rows.append((name, *cells))
     sizes = [f"{one.memory_mib} MiB" for one in ones]
     columns = ("", *sizes, *(f"x to {size}" for size in sizes[1:]))
-    return table("Growth: medians in s, then what a doubling costs", columns, rows)
+    return table("Growth: medians in s, bytes, memory; then the factor of a doubling", columns, rows)
 
 
 def four_table(four: FourImages) -> str:

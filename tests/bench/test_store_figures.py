@@ -3,6 +3,7 @@
 import pytest
 
 from bench import store_figures as figures
+from bench.store import PARTS, arguments_of
 from bench.store_figures import FourImages, OneImage, factors, growth, overall_growth
 from bench.store_stream import Content
 
@@ -20,6 +21,7 @@ def one_image(memory_mib: int, ingest_s: float, restore_s: float) -> OneImage:
         figures.RESTORE: (restore_s, restore_s, 90.0),
     }.items():
         one.seconds[what] = list(values)
+    one.processor_s, one.peak_bytes, one.stored_bytes = [1.0], [200 * MIB], memory_mib * MIB // 5
     return one
 
 
@@ -68,14 +70,49 @@ def test_growth_beyond_linear_is_missed() -> None:
 def test_bytes_and_memory_are_judged() -> None:
     ones = [one_image(1024, 1.0, 1.0)]
     assert four_images().share == pytest.approx(0.2)
-    assert missed(ones, four_images(second_mib=21)) == ["second snapshot to the first"]
-    assert missed(ones, four_images(peak_mib=301)) == ["server's memory, four guests at once"]
+    assert missed(ones, four_images(second_mib=21)) == ["four like guests, second snapshot's bytes to the first's"]
+    assert missed(ones, four_images(peak_mib=301)) == ["four like guests at once, the server's memory"]
+
+
+def test_bytes_that_grow_faster_than_memory_and_memory_that_grows_are_missed() -> None:
+    sizes = [one_image(1024, 2.0, 1.0), one_image(4096, 8.0, 4.0)]
+    sizes[1].stored_bytes *= 4
+    sizes[1].peak_bytes = [100 * MIB, 301 * MIB]
+    words = ["bytes stored, factor a doubling", "one guest of 4096 MiB, the server's memory"]
+    assert missed(sizes, four_images()) == words
+
+
+def test_what_was_not_measured_is_not_judged() -> None:
+    assert figures.targets([], None, None) == []
+    assert [target.what for target in figures.targets([], four_images(), None)] == [
+        "four like guests, bytes stored to bytes not zero",
+        "four like guests, second snapshot's bytes to the first's",
+        "four like guests at once, the server's memory",
+    ]
+    one = one_image(1024, 2.1, 1.1)
+    for what in figures.WAYS_OUT:
+        del one.seconds[what]
+    judged = figures.targets([one], None, None)
+    assert [target.what for target in judged if not target.is_met] == ["ingest to durable, time to zstd's"]
+    assert "restore" not in " ".join(target.what for target in judged)
+
+
+def test_the_parts_of_a_run() -> None:
+    everything = arguments_of([])
+    assert (everything.parts, everything.rounds) == (set(PARTS), 5)
+    assert everything.sizes == [256, 512, 1024, 2048, 4096]
+    assert arguments_of(["--only", "ingest"]).sizes == [1024]
+    assert arguments_of(["--only", "memory", "bytes"]).sizes == []
+    assert arguments_of(["--only", "restore", "--sizes", "512", "256"]).sizes == [256, 512]
+    assert arguments_of(["--quick"]).rounds == 1
+    with pytest.raises(SystemExit):
+        arguments_of(["--only", "nothing"])
 
 
 def test_tables_have_every_way() -> None:
     one = one_image(1024, 2.0, 1.0)
     text = figures.ways_table(one, "In", figures.WAYS_IN)
-    assert "store, durable           2.00     90.00    225" in text
+    assert "store, durable           2.00     90.00    225            2.00" in text
     growth_text = figures.growth_table([one_image(512, 1.0, 1.0), one])
     assert all(name in growth_text for name in (*figures.WAYS_IN.values(), *figures.WAYS_OUT.values()))
     assert "0.200" in figures.four_table(four_images())

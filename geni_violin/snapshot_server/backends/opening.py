@@ -84,5 +84,5 @@ def _values_of(file: Path) -> Mapping[str, str]:
     except (configparser.Error, KeyError, UnicodeDecodeError):
         # The parser's own words quote lines of the file.
         raise InvalidInput(
-            f"{file} has no S3 credentials", "expected a section [default] as in docs/operations"
+            f"{file} has no S3 credentials", f"expected a section [default] with {_KEY_ID} and {_SECRET}"
         ) from None
