@@ -252,6 +252,8 @@ class CutRunner:
                     self._set_timer(name, at_ms)
                 case Report():
                     self._reports.add(command)
+                    if command is Report.CUT:
+                        self._vm.step_back()
         async with self._changed:
             self._changed.notify_all()
 

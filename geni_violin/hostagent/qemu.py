@@ -22,7 +22,7 @@ from geni_violin.hostagent.hypervisor import MigrationProgress, VmDefinition
 from geni_violin.hostagent.qemu_edge import QemuEdge
 from geni_violin.hostagent.qemu_monitor import CommandRefused, NoAnswer, QemuMonitor
 from geni_violin.hostagent.qemu_process import QemuProcess, VmFolder
-from geni_violin.hostagent.qemu_threads import StreamThread
+from geni_violin.hostagent.qemu_threads import QemuThreads
 from geni_violin.hostagent.qemu_tracking import MemoryTracking
 from geni_violin.hostagent.qemu_userfault import has_userfaultfd, undo_refusal
 from geni_violin.hostagent.vm_events import (
@@ -30,7 +30,6 @@ from geni_violin.hostagent.vm_events import (
     Died,
     EventFeed,
     MigrationStatus,
-    Resumed,
     Stopped,
     VmEvent,
     Watch,
@@ -74,7 +73,7 @@ class QemuVm:
         self._process = process
         self._feed = EventFeed()
         self._tracking = MemoryTracking(definition.name, self.pid)
-        self._stream = StreamThread(self.pid)
+        self._threads = QemuThreads(self.pid)
         self._monitor = QemuMonitor(definition.name, self._publish)
         self.edge = self._made_edge(pump)
         self._prepared_strategy = ""
@@ -111,6 +110,7 @@ class QemuVm:
         self._process.observe(self._publish_death)
         try:
             await self._connect()
+            self._threads.hurry_main_loop()
             await self._set_capabilities({"events": True})
         except GeniViolinError as error:
             if await self._process.gone_within(_DEATH_PATIENCE_S):
@@ -133,6 +133,7 @@ class QemuVm:
         except NoAnswer:
             self._tracking.abandon()
             await self._connect()
+        self._threads.hurry_main_loop()
         self._tracking.begin(in_background=True)
         self._tracking.stale = has_userfaultfd(self.pid)
         if (await self.migration_progress()).status in ("failed", "cancelled"):
@@ -144,8 +145,6 @@ class QemuVm:
 
     def _publish(self, event: VmEvent) -> None:
         self._tracking.observe(event)
-        if isinstance(event, Resumed):
-            self._stream.yield_to_others()
         self._feed.publish(event)
 
     def _publish_death(self) -> None:
@@ -258,7 +257,7 @@ class QemuVm:
         if self._given_fd != fd:
             await self.prepare_migration(fd, strategy)
         self._tracking.begin(strategy == "background")
-        self._stream.about_to_begin()
+        self._threads.about_to_stream()
         try:
             await self._execute("migrate", uri=f"fd:{_DESCRIPTOR}")
         except CommandRefused:
@@ -275,6 +274,9 @@ class QemuVm:
 
     async def continue_migration(self) -> None:
         await self._execute("migrate-continue", state="pre-switchover")
+
+    def step_back(self) -> None:
+        self._threads.stream_steps_back()
 
     async def cancel_migration(self, timeout_s: float = 10.0) -> str:
         await self._take_descriptor_back()

@@ -200,7 +200,8 @@ class QemuProcess:
 
 
 def start(definition: VmDefinition, folder: VmFolder, ledger: Ledger) -> QemuProcess:
-    """Start QEMU in a session of its own and record it.
+    """Start QEMU, out of reach of a terminal's signals, and record it. It shares the agent's session, and so its niceness
+    counts (:mod:`geni_violin.runtime.session`).
 
     :raise MachineFault: QEMU cannot be started.
     """
@@ -213,7 +214,7 @@ def start(definition: VmDefinition, folder: VmFolder, ledger: Ledger) -> QemuPro
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                process_group=0,
             )
     except OSError as error:
         raise MachineFault(f"cannot start {qemu_command.QEMU}: {error.strerror}", "see geni-violin doctor") from error
