@@ -1,11 +1,12 @@
 """The parts of one machine: starting them, stopping them, and what a crash left.
 
 Theory of operation. Each part is a process of its own, ``geni-violin PART …``, that appends to LOG_DIR/NAME.log; those
-that are started together share a session (:mod:`geni_violin.runtime.session` says why). The ledger in RUN_DIR/services has one record a part: written when it is spawned, again by the part
-itself once it listens (then with its address), removed at a clean exit. So after any crash the ledger names what may
-still run. A second ledger, RUN_DIR/remembered, keeps the last address of each part: a part that died comes back at the
-address that the others know. Starting is idempotent and in the order of need: controller and snapshot server, host
-agents, coordinator; stopping is the reverse. One ``up`` or ``down`` at a time works on an installation (a file lock).
+that are started together share a session (:mod:`geni_violin.runtime.session` says why). The ledger in RUN_DIR/services
+has one record a part: written when it is spawned, again by the part itself once it listens (then with its address),
+removed at a clean exit. So after any crash the ledger names what may still run. A second ledger, RUN_DIR/remembered,
+keeps the last address of each part: a part that died comes back at the address that the others know. Starting is
+idempotent and in the order of need: controller and snapshot server, host agents, coordinator; stopping is the reverse.
+One ``up`` or ``down`` at a time works on an installation (a file lock).
 """
 
 import contextlib

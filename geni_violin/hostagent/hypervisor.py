@@ -185,9 +185,6 @@ class Vm(Protocol):
         :raise MachineFault: the migration is not there.
         """
 
-    def step_back(self) -> None:
-        """The cut is done, and what is left is the stream: let everybody else go first."""
-
     async def cancel_migration(self, timeout_s: float = 10.0) -> str:
         """Cancel, wait for the end, and give the final status (``completed`` if the cancellation came too late).
 

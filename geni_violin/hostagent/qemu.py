@@ -30,6 +30,7 @@ from geni_violin.hostagent.vm_events import (
     Died,
     EventFeed,
     MigrationStatus,
+    Resumed,
     Stopped,
     VmEvent,
     Watch,
@@ -145,6 +146,8 @@ class QemuVm:
 
     def _publish(self, event: VmEvent) -> None:
         self._tracking.observe(event)
+        if isinstance(event, Resumed):
+            self._threads.stream_steps_back()
         self._feed.publish(event)
 
     def _publish_death(self) -> None:
@@ -274,9 +277,6 @@ class QemuVm:
 
     async def continue_migration(self) -> None:
         await self._execute("migrate-continue", state="pre-switchover")
-
-    def step_back(self) -> None:
-        self._threads.stream_steps_back()
 
     async def cancel_migration(self, timeout_s: float = 10.0) -> str:
         await self._take_descriptor_back()

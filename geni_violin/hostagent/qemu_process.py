@@ -200,8 +200,9 @@ class QemuProcess:
 
 
 def start(definition: VmDefinition, folder: VmFolder, ledger: Ledger) -> QemuProcess:
-    """Start QEMU, out of reach of a terminal's signals, and record it. It shares the agent's session, and so its niceness
-    counts (:mod:`geni_violin.runtime.session`).
+    """Start QEMU and record it.
+
+    No signal of a terminal reaches it. It shares the agent's session (:mod:`geni_violin.runtime.session` says why).
 
     :raise MachineFault: QEMU cannot be started.
     """

@@ -3,9 +3,10 @@
 Theory of operation. QEMU's main loop handles the monitor's commands and the guest's frames, so while it waits for a
 processor a cut waits: it is as urgent as the agent. The guest's own processors are not. A migration is streamed by a
 thread of its own, which QEMU makes when it begins: it is the one that was not there before, and as urgent as the main
-loop that made it, until the cut is done: the guest, and the main loop, wait for it where they write to memory that has
-not left yet. From then on the image streams at full speed while other VMs of the slice may still be in their cuts, with
-frames waiting for each millisecond; so it steps back behind everybody else.
+loop that made it, until the VM runs again. From then on it is as urgent as the guest. No more, because others of the
+slice may still be in their cuts, with frames waiting for each millisecond; and no less, because the guest, and the main
+loop with it, waits for the stream where it writes to memory that has not left yet: measured, a stream that stepped back
+further let TCP in the guests time out.
 
 All this counts among the threads of one session (sched(7)), which the agent and its VMs share. Nothing happens without
 the right to be less nice.
@@ -16,7 +17,7 @@ import os
 from pathlib import Path
 
 _MAIN_LOOP_NICENESS = -10
-_STREAM_NICENESS = 10
+_GUEST_NICENESS = 0
 
 
 class QemuThreads:
@@ -38,10 +39,10 @@ class QemuThreads:
         self._others = self._threads()
 
     def stream_steps_back(self) -> None:
-        """The cut is done. Nothing happens without a migration."""
+        """The VM runs again. Nothing happens without a migration."""
         others, self._others = self._others, None
         for thread in self._threads() - others if others is not None else ():
-            _set_niceness(thread, _STREAM_NICENESS)
+            _set_niceness(thread, _GUEST_NICENESS)
 
     def _threads(self) -> frozenset[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):

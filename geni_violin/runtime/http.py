@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import uvicorn
-from yarl import URL
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from yarl import URL
 
 from geni_violin.core.errors import GeniViolinError, InvalidInput, MachineFault, NotFound, PeerFault
 from geni_violin.runtime.problems import PROBLEM_MEDIA_TYPE, error_from_problem, problem_document

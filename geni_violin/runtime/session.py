@@ -76,7 +76,7 @@ class NewSession:
 def _start(request: dict[str, object]) -> dict[str, object]:
     """What a request comes to."""
     try:
-        with open(str(request["log"]), "ab") as log:
+        with Path(str(request["log"])).open("ab") as log:
             child = subprocess.Popen(
                 request["command"],  # type: ignore[call-overload]
                 stdin=subprocess.DEVNULL,
@@ -94,7 +94,8 @@ def _start(request: dict[str, object]) -> dict[str, object]:
 def _lead() -> None:
     set_session_niceness(os.getpid(), _SESSION_NICENESS)
     for line in sys.stdin:
-        print(json.dumps(_start(json.loads(line))), flush=True)
+        sys.stdout.write(json.dumps(_start(json.loads(line))) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -375,9 +375,6 @@ class FakeVm:
         connection.setblocking(False)
         qemu.migrate(connection, strategy)
 
-    def step_back(self) -> None:
-        """A stream of a fake takes no processor from anybody."""
-
     async def continue_migration(self) -> None:
         (await self.command("continue")).let_continue()
 
