@@ -263,11 +263,10 @@ class QemuEdge:
 
     async def return_path(self) -> EdgeRecord:
         if self._cut is not None:
+            await self.release()
             await self._until_taps_are_read()
             try:
-                await self._switch("hold", "on")
-                await self._switch("divert", "off")
-                await self.release()
+                await asyncio.gather(self._switch("hold", "on"), self._switch("divert", "off"))
                 await self._until(FrameChannel.drained, "take the frames that were diverted")
             finally:  # whatever failed: a guest must not stay deaf
                 await self._switch("hold", "off")
