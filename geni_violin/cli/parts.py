@@ -34,6 +34,7 @@ from geni_violin.runtime.processes import (
 from geni_violin.runtime.session import NewSession
 from geni_violin.runtime.settings import Settings
 
+PYTHON = sys.executable
 LOOPBACK = "127.0.0.1"
 START_PATIENCE_S = 90.0
 DELETE_PATIENCE_S = 60.0
@@ -207,7 +208,7 @@ class Parts:
         self._settings.log_dir.mkdir(parents=True, exist_ok=True)
         offset = self._log_size(name)
         command = HOST_AGENT if name.startswith("hostagent-") else name
-        words = with_niceness(NICENESS[command], [sys.executable, "-m", "geni_violin.cli", command, *arguments])
+        words = with_niceness(NICENESS[command], [PYTHON, "-m", "geni_violin.cli", command, *arguments])
         environment = {**os.environ, "GENI_VIOLIN_STATE_DIR": str(self._settings.state_dir.resolve())}
         pid = session.spawn(words, self._settings.log_dir / f"{name}.log", environment)
         self._ledger.add(record_of(name, pid))

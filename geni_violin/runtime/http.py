@@ -86,7 +86,7 @@ class Peer:
         """The session, which belongs to the event loop that it is first used in."""
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=CLIENT_IDLE_S)
-            self._session = aiohttp.ClientSession(connector=connector)
+            self._session = aiohttp.ClientSession(connector=connector, json_serialize=_compact_json)
         return self._session
 
     async def close(self) -> None:
@@ -94,6 +94,10 @@ class Peer:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+
+
+def _compact_json(body: Any) -> str:
+    return json.dumps(body, separators=(",", ":"))
 
 
 def _is_success(status: int) -> bool:
