@@ -38,6 +38,7 @@ PYTHON = sys.executable
 LOOPBACK = "127.0.0.1"
 START_PATIENCE_S = 90.0
 DELETE_PATIENCE_S = 60.0
+PORT_PATIENCE_S = 1.0
 CONTROLLER, SNAPSHOT_SERVER, COORDINATOR, HOST_AGENT = "controller", "snapshot-server", "coordinator", "hostagent"
 NICENESS = {CONTROLLER: -10, HOST_AGENT: -10, COORDINATOR: -10, SNAPSHOT_SERVER: 5}
 """On one machine all parts and guests share its processors. At a cut frames wait for the first three, for milliseconds;
@@ -162,7 +163,7 @@ class Parts:
     def _usable(self, name: str, port: int) -> int:
         if port == 0:
             return free_port()
-        if self._alive(name) or port_is_free(port):
+        if self._alive(name) or _free_soon(port):
             return port
         if any(map(is_alive, self._ledger.all())):
             raise MachineFault(
@@ -272,6 +273,14 @@ class Parts:
         finally:
             coordinator.close()
         return True
+
+
+def _free_soon(port: int) -> bool:
+    """Whether a port is free, now or in a moment: a part that was killed lets go of it only when its threads are gone."""
+    deadline = time.monotonic() + PORT_PATIENCE_S
+    while not (free := port_is_free(port)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return free
 
 
 def _answers(address: str) -> bool:
