@@ -21,7 +21,7 @@ from geni_violin.runtime.settings import Settings
 
 INSTALLATIONS = Path("/run/geni-violin")
 OVS_CTL = Path("/usr/share/openvswitch/scripts/ovs-ctl")
-OPENVSWITCH_NICENESS = -10
+OPENVSWITCH_NICENESS = -15
 """What ovs-ctl starts the daemon with, and what only counts among sessions if it is said to the session."""
 QEMU = "qemu-system-x86_64"
 

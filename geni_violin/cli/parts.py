@@ -1,17 +1,17 @@
 """The parts of one machine: starting them, stopping them, and what a crash left.
 
-Theory of operation. Each part is a process of its own, ``geni-violin PART …``, in a session of its own, that appends to
-LOG_DIR/NAME.log. The ledger in RUN_DIR/services has one record a part: written when it is spawned, again by the part
-itself once it listens (then with its address), removed at a clean exit. So after any crash the ledger names what may
-still run. A second ledger, RUN_DIR/remembered, keeps the last address of each part: a part that died comes back at the
-address that the others know. Starting is idempotent and in the order of need: controller and snapshot server, host
-agents, coordinator; stopping is the reverse. One ``up`` or ``down`` at a time works on an installation (a file lock).
+Theory of operation. Each part is a process of its own, ``geni-violin PART …``, that appends to LOG_DIR/NAME.log; those
+that are started together share a session (:mod:`geni_violin.runtime.session` says why). The ledger in RUN_DIR/services
+has one record a part: written when it is spawned, again by the part itself once it listens (then with its address),
+removed at a clean exit. So after any crash the ledger names what may still run. A second ledger, RUN_DIR/remembered,
+keeps the last address of each part: a part that died comes back at the address that the others know. Starting is
+idempotent and in the order of need: controller and snapshot server, host agents, coordinator; stopping is the reverse.
+One ``up`` or ``down`` at a time works on an installation (a file lock).
 """
 
 import contextlib
 import fcntl
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,15 +28,17 @@ from geni_violin.runtime.processes import (
     ProcessRecord,
     is_alive,
     record_of,
-    set_session_niceness,
     stop,
     with_niceness,
 )
+from geni_violin.runtime.session import NewSession
 from geni_violin.runtime.settings import Settings
 
+PYTHON = sys.executable
 LOOPBACK = "127.0.0.1"
 START_PATIENCE_S = 90.0
 DELETE_PATIENCE_S = 60.0
+PORT_PATIENCE_S = 1.0
 CONTROLLER, SNAPSHOT_SERVER, COORDINATOR, HOST_AGENT = "controller", "snapshot-server", "coordinator", "hostagent"
 NICENESS = {CONTROLLER: -10, HOST_AGENT: -10, COORDINATOR: -10, SNAPSHOT_SERVER: 5}
 """On one machine all parts and guests share its processors. At a cut frames wait for the first three, for milliseconds;
@@ -113,7 +115,6 @@ class Parts:
         self._settings, self._say = settings, say
         self._ledger = services_ledger(settings)
         self._remembered = remembered_ledger(settings)
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -122,20 +123,21 @@ class Parts:
 
         :raise MachineFault: a part does not come up; its last words are in the message. What came up stays.
         """
-        with exclusive(self._settings):
+        with exclusive(self._settings), NewSession() as session:
             remember_installation(self._settings)
             coordinator_port = self._coordinator_port()
             start_openvswitch()
-            self._start_wave({CONTROLLER: self._controller(), SNAPSHOT_SERVER: ("--port", self._port(SNAPSHOT_SERVER))})
+            first = {CONTROLLER: self._controller(), SNAPSHOT_SERVER: ("--port", self._port(SNAPSHOT_SERVER))}
+            self._start_wave(session, first)
             controller = self._running(CONTROLLER)
             addresses = ("--controller-url", controller.address)
             agents = {
                 agent_part(host): (host, "--port", self._port(agent_part(host)), *addresses, "--openflow")
                 for host in hosts
             }
-            self._start_wave({name: (*arguments, controller.openflow) for name, arguments in agents.items()})
+            self._start_wave(session, {name: (*arguments, controller.openflow) for name, arguments in agents.items()})
             store = ("--snapshot-server-url", self._running(SNAPSHOT_SERVER).address)
-            self._start_wave({COORDINATOR: ("--port", str(coordinator_port), *addresses, *store)})
+            self._start_wave(session, {COORDINATOR: ("--port", str(coordinator_port), *addresses, *store)})
         return self._running(COORDINATOR).address
 
     def agents(self, hosts: tuple[str, ...]) -> dict[str, str]:
@@ -161,7 +163,7 @@ class Parts:
     def _usable(self, name: str, port: int) -> int:
         if port == 0:
             return free_port()
-        if self._alive(name) or port_is_free(port):
+        if self._alive(name) or _free_soon(port):
             return port
         if any(map(is_alive, self._ledger.all())):
             raise MachineFault(
@@ -186,46 +188,39 @@ class Parts:
         openflow = int(before.openflow.rpartition(":")[2]) if before and before.openflow else 0
         return ("--port", self._port(CONTROLLER), "--openflow-port", str(self._usable(CONTROLLER, openflow)))
 
-    def _start_wave(self, wave: dict[str, tuple[str, ...]]) -> None:
+    def _start_wave(self, session: NewSession, wave: dict[str, tuple[str, ...]]) -> None:
         """Start parts that do not need one another, and wait for all of them."""
         offsets = {}
         for name, arguments in wave.items():
             if self._alive(name) is None:
                 self._say(f"starting the {name}")
-                offsets[name] = self._spawn(name, arguments)
+                offsets[name] = self._spawn(session, name, arguments)
         for name, offset in offsets.items():
-            self._wait_ready(name, offset)
+            self._wait_ready(name, offset, is_new=True)
         for name in wave.keys() - offsets.keys():
-            self._wait_ready(name, self._log_size(name))
+            self._wait_ready(name, self._log_size(name), is_new=False)
 
     def _log_size(self, name: str) -> int:
         path_ = self._settings.log_dir / f"{name}.log"
         return path_.stat().st_size if path_.exists() else 0
 
-    def _spawn(self, name: str, arguments: tuple[str, ...]) -> int:
+    def _spawn(self, session: NewSession, name: str, arguments: tuple[str, ...]) -> int:
         """Start one process; gives back where in the log its words begin."""
         self._settings.log_dir.mkdir(parents=True, exist_ok=True)
         offset = self._log_size(name)
         command = HOST_AGENT if name.startswith("hostagent-") else name
+        words = with_niceness(NICENESS[command], [PYTHON, "-m", "geni_violin.cli", command, *arguments])
         environment = {**os.environ, "GENI_VIOLIN_STATE_DIR": str(self._settings.state_dir.resolve())}
-        with (self._settings.log_dir / f"{name}.log").open("ab") as log:
-            child = subprocess.Popen(
-                with_niceness(NICENESS[command], [sys.executable, "-m", "geni_violin.cli", command, *arguments]),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                cwd="/",
-                start_new_session=True,
-            )
-        # Never nicer than the guests' sessions: a stream that nobody takes in stops the writes of the guest it is of.
-        set_session_niceness(child.pid, min(0, NICENESS[command]))
-        self._children[name] = child
-        self._ledger.add(record_of(name, child.pid))
+        pid = session.spawn(words, self._settings.log_dir / f"{name}.log", environment)
+        self._ledger.add(record_of(name, pid))
         return offset
 
-    def _wait_ready(self, name: str, offset: int) -> None:
-        deadline = time.monotonic() + START_PATIENCE_S
+    def _wait_ready(self, name: str, offset: int, is_new: bool) -> None:
+        """Wait until a part answers; a new one that does not is stopped.
+
+        :raise MachineFault: it ends, or does not answer in time.
+        """
+        deadline, record = time.monotonic() + START_PATIENCE_S, None
         while time.monotonic() < deadline:
             record = self._ledger.get(name)
             if record is None or not is_alive(record):
@@ -233,8 +228,8 @@ class Parts:
             if record.address and _answers(record.address):
                 return
             time.sleep(0.05)
-        if name in self._children:
-            stop(record_of(name, self._children[name].pid))
+        if is_new and record is not None:
+            stop(record)
             self._ledger.remove(name)
         raise MachineFault(f"the {name} does not answer within {START_PATIENCE_S:.0f} s", self._see_log(name))
 
@@ -278,6 +273,14 @@ class Parts:
         finally:
             coordinator.close()
         return True
+
+
+def _free_soon(port: int) -> bool:
+    """Whether a port is free, now or in a moment: the threads of a killed part may hold it for a while."""
+    deadline = time.monotonic() + PORT_PATIENCE_S
+    while not (free := port_is_free(port)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return free
 
 
 def _answers(address: str) -> bool:

@@ -5,6 +5,7 @@ the snapshot server are asked side by side how far its image is. What undoes a c
 as long as an agent takes to do it by itself.
 """
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import Awaitable, Callable
@@ -34,6 +35,8 @@ from geni_violin.core.transaction_events import (
 
 CANCEL_PATIENCE_MS = 25_000.0
 """How long an agent may take to answer a cancellation: it waits for its hypervisor meanwhile."""
+FOLLOW_AFTER_S = 0.1
+"""How long after its cut a VM's image is first asked about: others of the slice may be in their cuts, and go first."""
 SETTLE_PATIENCE_MS = 60_000.0
 """How long an agent may take to bring what an edge recorded to the snapshot server."""
 
@@ -104,6 +107,7 @@ class VmPart:
         timeout_s = (command.delay_ms + 2 * options.stream_deadline_ms) / 1000.0
         progress = await self._agent(vm).cut(self._slice, vm, request, timeout_s)
         self._on_progress(vm, progress)
+        await asyncio.sleep(FOLLOW_AFTER_S)
         await both(self._follow_cut(vm, progress), self._follow_image(vm))
 
     async def _follow_cut(self, vm: str, progress: CutProgress) -> None:

@@ -45,6 +45,7 @@ from geni_violin.runtime.wire import encode
 
 CONSOLE_PIECE_BYTES = 256 * 1024
 RECOLOR_TIMEOUT_S = 5.0
+MEETING_PATIENCE_S = 2.0
 PLUG_TRIES = 3
 VHOST_NET = Path("/dev/vhost-net")
 STATUS_PATIENCE_S = 2.0
@@ -80,6 +81,7 @@ class HostAgent:
         await ovs.ensure_running()
         self._link_ends.take_over()
         await self._take_over()
+        await self._meet_controller()
         try:
             yield
         finally:
@@ -87,6 +89,11 @@ class HostAgent:
             for vm in self._vms.values():
                 await vm.detach()
             await self._controller.close()
+
+    async def _meet_controller(self) -> None:
+        """Open a connection, which loads what that needs (40 ms): not in the first cut. It may come later than this."""
+        with contextlib.suppress(GeniViolinError):
+            await self._controller.request("GET", "/healthz", timeout_s=MEETING_PATIENCE_S)
 
     async def _take_over(self) -> None:
         for vm in await self._hypervisor.attach_all():

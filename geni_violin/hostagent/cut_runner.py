@@ -65,6 +65,10 @@ STALL_LOOK_S = 0.5
 """How often the stream of an image is looked at."""
 RECOLOR_PAUSE_S = 0.02
 """Before a recolor that the controller could not confirm is asked for again: it may have been restarted."""
+_STREAM_BUFFER_BYTES = 16 << 20
+"""What QEMU can send of an image before the snapshot server reads: the guest waits, where it writes to memory that has
+not left yet, and so does QEMU's main loop. Meanwhile, others of the slice are in their cuts."""
+_SO_SNDBUFFORCE = 32  # socket(7): for root, beyond what others may have
 _MARK = "cut-under-way"
 _LET_GO = (Action.RESUME_VM, Action.RELEASE_FRAMES)
 
@@ -114,6 +118,8 @@ def open_image_stream(host: str, port: int, preface: dict[str, str]) -> socket.s
         connection.close()
         raise PeerFault(f"the snapshot server refuses the image: {answer.get('error', answer)}")
     connection.settimeout(None)
+    with contextlib.suppress(PermissionError):
+        connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _STREAM_BUFFER_BYTES)
     return connection
 
 

@@ -22,7 +22,7 @@ from geni_violin.hostagent.hypervisor import MigrationProgress, VmDefinition
 from geni_violin.hostagent.qemu_edge import QemuEdge
 from geni_violin.hostagent.qemu_monitor import CommandRefused, NoAnswer, QemuMonitor
 from geni_violin.hostagent.qemu_process import QemuProcess, VmFolder
-from geni_violin.hostagent.qemu_threads import StreamThread
+from geni_violin.hostagent.qemu_threads import QemuThreads
 from geni_violin.hostagent.qemu_tracking import MemoryTracking
 from geni_violin.hostagent.qemu_userfault import has_userfaultfd, undo_refusal
 from geni_violin.hostagent.vm_events import (
@@ -74,7 +74,7 @@ class QemuVm:
         self._process = process
         self._feed = EventFeed()
         self._tracking = MemoryTracking(definition.name, self.pid)
-        self._stream = StreamThread(self.pid)
+        self._threads = QemuThreads(self.pid)
         self._monitor = QemuMonitor(definition.name, self._publish)
         self.edge = self._made_edge(pump)
         self._prepared_strategy = ""
@@ -111,6 +111,7 @@ class QemuVm:
         self._process.observe(self._publish_death)
         try:
             await self._connect()
+            self._threads.hurry_main_loop()
             await self._set_capabilities({"events": True})
         except GeniViolinError as error:
             if await self._process.gone_within(_DEATH_PATIENCE_S):
@@ -133,6 +134,7 @@ class QemuVm:
         except NoAnswer:
             self._tracking.abandon()
             await self._connect()
+        self._threads.hurry_main_loop()
         self._tracking.begin(in_background=True)
         self._tracking.stale = has_userfaultfd(self.pid)
         if (await self.migration_progress()).status in ("failed", "cancelled"):
@@ -145,7 +147,7 @@ class QemuVm:
     def _publish(self, event: VmEvent) -> None:
         self._tracking.observe(event)
         if isinstance(event, Resumed):
-            self._stream.yield_to_others()
+            self._threads.stream_steps_back()
         self._feed.publish(event)
 
     def _publish_death(self) -> None:
@@ -258,7 +260,7 @@ class QemuVm:
         if self._given_fd != fd:
             await self.prepare_migration(fd, strategy)
         self._tracking.begin(strategy == "background")
-        self._stream.about_to_begin()
+        self._threads.about_to_stream()
         try:
             await self._execute("migrate", uri=f"fd:{_DESCRIPTOR}")
         except CommandRefused:

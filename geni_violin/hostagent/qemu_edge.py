@@ -149,12 +149,19 @@ class QemuEdge:
             await self.until_rings_have_room()
             return
         await self._until_taps_are_read()
-        outbound = asyncio.gather(*(self._hold_outbound(index) for index in self._indexes))
         for channel in self._cut.channels:
             with channel.lock:
                 channel.queue.hold()
-        await outbound
-        await self._until_the_switch_has_read()
+        await asyncio.gather(*(self._begin_record(index) for index in self._indexes))
+        await asyncio.gather(
+            self._switch("outer", "on"),
+            self._switch("inner", "off"),
+            self._until_the_switch_has_read(),
+            self._until_all_is_consumed(),
+        )
+
+    async def _until_all_is_consumed(self) -> None:
+        """Wait until the guest has taken every frame that was passed on to it."""
         await self._until(FrameChannel.consumed, "take the frames that were passed on to it")
         await self.until_rings_have_room()
 
@@ -217,12 +224,14 @@ class QemuEdge:
             return None
         return _Ring(status["last-avail-idx"], status["shadow-avail-idx"], element["avail"]["idx"])
 
-    async def _hold_outbound(self, index: int) -> None:
-        """The four steps of the theory of operation; QEMU carries commands out in the order in which they are sent.
+    async def _begin_record(self, index: int) -> None:
+        """Have frames wait in ``inner``, with a record behind it: the first two steps of the theory of operation.
+
+        QEMU carries commands out in the order in which they are sent.
 
         :raise MachineFault: QEMU refuses, or the date's second ended meanwhile thrice.
         """
-        inner, outer = filter_name("inner", index), filter_name("outer", index)
+        inner = filter_name("inner", index)
         record: dict[str, Any] = {
             "qom-type": "filter-dump",
             "id": _sent_object(index),
@@ -240,12 +249,10 @@ class QemuEdge:
             await self._remove(_sent_object(index))
         else:
             raise MachineFault("the date's seconds pass faster than QEMU begins a record", "see the machine's load")
-        await asyncio.gather(self._set_status(outer, "on"), self._set_status(inner, "off"))
 
     async def release(self) -> None:
-        await asyncio.gather(self._switch("inner", "off"), self._switch("outer", "off"), self._deliver())
-        if self._cut is not None:
-            await asyncio.gather(*(self._remove(_sent_object(index)) for index in self._indexes))
+        ended = [self._remove(_sent_object(index)) for index in self._indexes] if self._cut is not None else []
+        await asyncio.gather(self._switch("inner", "off"), self._switch("outer", "off"), self._deliver(), *ended)
 
     async def _deliver(self) -> None:
         for channel in self._cut.channels if self._cut else ():
@@ -256,11 +263,10 @@ class QemuEdge:
 
     async def return_path(self) -> EdgeRecord:
         if self._cut is not None:
+            await self.release()
             await self._until_taps_are_read()
             try:
-                await self._switch("hold", "on")
-                await self._switch("divert", "off")
-                await self.release()
+                await asyncio.gather(self._switch("hold", "on"), self._switch("divert", "off"))
                 await self._until(FrameChannel.drained, "take the frames that were diverted")
             finally:  # whatever failed: a guest must not stay deaf
                 await self._switch("hold", "off")

@@ -200,7 +200,9 @@ class QemuProcess:
 
 
 def start(definition: VmDefinition, folder: VmFolder, ledger: Ledger) -> QemuProcess:
-    """Start QEMU in a session of its own and record it.
+    """Start QEMU and record it.
+
+    No signal of a terminal reaches it. It shares the agent's session (:mod:`geni_violin.runtime.session` says why).
 
     :raise MachineFault: QEMU cannot be started.
     """
@@ -213,7 +215,7 @@ def start(definition: VmDefinition, folder: VmFolder, ledger: Ledger) -> QemuPro
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                process_group=0,
             )
     except OSError as error:
         raise MachineFault(f"cannot start {qemu_command.QEMU}: {error.strerror}", "see geni-violin doctor") from error

@@ -1,19 +1,27 @@
-"""The thread that streams an image, made to yield once its VM runs again.
+"""The niceness of QEMU's threads: who goes first at a cut, when all of them want the processors.
 
-Theory of operation. After the cut of a VM its image streams at full speed, while other VMs of the slice may still be in
-their cuts, with frames waiting for each millisecond. QEMU streams with a thread of its own, which it makes when a
-migration begins: it is the one that was not there before. A higher niceness (sched(7)) lets what cuts go first.
+Theory of operation. QEMU's main loop handles the monitor's commands and the guest's frames, so while it waits for a
+processor a cut waits: it is as urgent as the agent. The guest's own processors are not. A migration is streamed by a
+thread of its own, which QEMU makes when it begins: it is the one that was not there before, and as urgent as the main
+loop that made it, until the VM runs again. From then on it is as urgent as the guest. No more, because others of the
+slice may still be in their cuts, with frames waiting for each millisecond; and no less, because the guest, and the main
+loop with it, waits for the stream where it writes to memory that has not left yet: measured, a stream that stepped back
+further let TCP in the guests time out.
+
+All this counts among the threads of one session (sched(7)), which the agent and its VMs share. Nothing happens without
+the right to be less nice.
 """
 
 import contextlib
 import os
 from pathlib import Path
 
-_NICENESS = 10
+_MAIN_LOOP_NICENESS = -10
+_GUEST_NICENESS = 0
 
 
-class StreamThread:
-    """The streaming thread of one process.
+class QemuThreads:
+    """The threads of one process.
 
     :param pid: the process.
     """
@@ -22,18 +30,26 @@ class StreamThread:
         self._pid = pid
         self._others: frozenset[int] | None = None
 
-    def about_to_begin(self) -> None:
+    def hurry_main_loop(self) -> None:
+        """All threads of the guest's processors are there, and stay as they are."""
+        _set_niceness(self._pid, _MAIN_LOOP_NICENESS)
+
+    def about_to_stream(self) -> None:
         """A migration is about to begin: no thread that is there streams."""
         self._others = self._threads()
 
-    def yield_to_others(self) -> None:
+    def stream_steps_back(self) -> None:
         """The VM runs again. Nothing happens without a migration."""
         others, self._others = self._others, None
         for thread in self._threads() - others if others is not None else ():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
+            _set_niceness(thread, _GUEST_NICENESS)
 
     def _threads(self) -> frozenset[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             return frozenset(int(entry.name) for entry in Path(f"/proc/{self._pid}/task").iterdir())
         return frozenset()
+
+
+def _set_niceness(thread: int, niceness: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.setpriority(os.PRIO_PROCESS, thread, niceness)

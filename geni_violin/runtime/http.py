@@ -2,23 +2,28 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
+import aiohttp
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from yarl import URL
 
 from geni_violin.core.errors import GeniViolinError, InvalidInput, MachineFault, NotFound, PeerFault
 from geni_violin.runtime.problems import PROBLEM_MEDIA_TYPE, error_from_problem, problem_document
 
 STREAM_TIMEOUT_S = 900.0
 """How long the other part may be silent while a large body is on its way, or is being worked on."""
+_STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=STREAM_TIMEOUT_S)
+_FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
 CLIENT_IDLE_S = 60
 SERVER_IDLE_S = 600
 """How long an idle connection stays open: the side that asks lets go first, so that it never asks into a closed one."""
@@ -26,10 +31,10 @@ SERVER_IDLE_S = 600
 
 def _is_address(url: str) -> bool:
     try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
+        parsed = urlsplit(url)
+        return parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
+    except ValueError:
         return False
-    return parsed.scheme in ("http", "https") and bool(parsed.host)
 
 
 class Peer:
@@ -42,14 +47,10 @@ class Peer:
     def __init__(self, name: str, base_url: str, timeout_s: float = 30.0) -> None:
         self.name = name
         self.base_url = base_url
-        limits = httpx.Limits(max_keepalive_connections=32, keepalive_expiry=CLIENT_IDLE_S)
-        # Reading the machine's certificates takes 20 ms, for nothing where the connection is not encrypted.
-        verify = base_url.startswith("https:")
         if not _is_address(base_url):
             raise InvalidInput(f"{base_url!r} is no address of {name}", "expected http://host:port")
-        self._client = httpx.AsyncClient(
-            base_url=base_url, timeout=timeout_s, limits=limits, trust_env=False, verify=verify
-        )
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
 
     async def request(self, method: str, path: str, body: Any = None, timeout_s: float | None = None) -> Any:
         """Send a request and give back the decoded JSON answer (None for an empty one).
@@ -57,11 +58,11 @@ class Peer:
         :raise PeerFault: no answer in time, or one that cannot be understood.
         :raise GeniViolinError: the error that the part answered with.
         """
-        return _answer(self.name, await self._exchange(method, path, timeout_s, json=body))
+        return _decoded(self.name, *await self._exchange(method, path, timeout_s, json=body))
 
     async def send_bytes(self, method: str, path: str, body: bytes, timeout_s: float | None = None) -> Any:
         """As :meth:`request`, with a body that is not JSON."""
-        return _answer(self.name, await self._exchange(method, path, timeout_s, content=body))
+        return _decoded(self.name, *await self._exchange(method, path, timeout_s, data=body))
 
     async def get_bytes(self, path: str, timeout_s: float | None = None) -> bytes:
         """Get what is not JSON.
@@ -69,10 +70,10 @@ class Peer:
         :raise PeerFault: no answer in time.
         :raise GeniViolinError: the error that the part answered with.
         """
-        response = await self._exchange("GET", path, timeout_s)
-        if not response.is_success:
-            _answer(self.name, response)
-        return response.content
+        status, content = await self._exchange("GET", path, timeout_s)
+        if not _is_success(status):
+            _decoded(self.name, status, content)
+        return content
 
     async def stream(self, path: str) -> AsyncIterator[bytes]:
         """Get what is too large for memory, piece by piece. It is on its way when this returns.
@@ -80,25 +81,23 @@ class Peer:
         :raise PeerFault: no answer in time; the iterator raises it too, if the answer breaks off.
         :raise GeniViolinError: the error that the part answered with.
         """
-        request = self._client.build_request("GET", path, timeout=STREAM_TIMEOUT_S)
         try:
-            response = await self._client.send(request, stream=True)
-            if not response.is_success:
-                await response.aread()
-        except httpx.HTTPError as error:
+            response = await self._opened().get(self._url(path), timeout=_STREAM_TIMEOUT)
+            content = b"" if _is_success(response.status) else await response.read()
+        except _FAILURES as error:
             raise self._silent(error) from error
-        if not response.is_success:
-            _answer(self.name, response)
+        if not _is_success(response.status):
+            _decoded(self.name, response.status, content)
         return self._pieces(response)
 
-    async def _pieces(self, response: httpx.Response) -> AsyncIterator[bytes]:
+    async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         try:
-            async for piece in response.aiter_raw():
+            async for piece in response.content.iter_any():
                 yield piece
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise PeerFault(f"{self.name}'s answer broke off", "see its log") from error
         finally:
-            await response.aclose()
+            response.close()
 
     async def send_stream(self, path: str, body: AsyncIterator[bytes], length: str | None) -> Any:
         """As :meth:`request`, with a body too large for memory.
@@ -106,32 +105,62 @@ class Peer:
         :param length: how many bytes it has, if that is known.
         """
         headers = {"content-length": length} if length is not None else {}
-        return _answer(self.name, await self._exchange("POST", path, STREAM_TIMEOUT_S, content=body, headers=headers))
+        return _decoded(self.name, *await self._exchange("POST", path, _STREAM_TIMEOUT, data=body, headers=headers))
 
-    async def _exchange(self, method: str, path: str, timeout_s: float | None, **content: Any) -> httpx.Response:
-        timeout = httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s
+    async def _exchange(
+        self, method: str, path: str, limit: float | aiohttp.ClientTimeout | None, **body: Any
+    ) -> tuple[int, bytes]:
+        """Status and content of the answer. A limit that is a number is for all of it, in seconds."""
+        if not isinstance(limit, aiohttp.ClientTimeout):
+            limit = aiohttp.ClientTimeout(total=self._timeout_s if limit is None else limit)
         try:
-            return await self._client.request(method, path, timeout=timeout, **content)
-        except httpx.HTTPError as error:
+            async with self._opened().request(method, self._url(path), timeout=limit, **body) as response:
+                return response.status, await response.read()
+        except _FAILURES as error:
             raise self._silent(error) from error
 
-    def _silent(self, error: httpx.HTTPError) -> PeerFault:
+    def _url(self, path: str) -> URL:
+        return URL(self.base_url + path, encoded=True)
+
+    def _silent(self, error: Exception) -> PeerFault:
         reason = str(error) or type(error).__name__
         return PeerFault(f"{self.name} at {self.base_url} does not answer: {reason}")
 
+    def _opened(self) -> aiohttp.ClientSession:
+        """The session, which belongs to the event loop that it is first used in."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=CLIENT_IDLE_S)
+            self._session = aiohttp.ClientSession(connector=connector, json_serialize=_compact_json)
+        return self._session
+
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
 
-def _answer(name: str, response: httpx.Response) -> Any:
+def _compact_json(body: Any) -> str:
+    return json.dumps(body, separators=(",", ":"))
+
+
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300
+
+
+def _decoded(name: str, status: int, content: bytes) -> Any:
+    """What an answer says.
+
+    :raise PeerFault: it is no JSON.
+    :raise GeniViolinError: the error that it tells of.
+    """
     try:
-        data = response.json() if response.content else None
-    except json.JSONDecodeError as error:
-        raise PeerFault(f"{name} answered HTTP {response.status_code} with a body that is not JSON") from error
-    if response.is_success:
+        data = json.loads(content) if content else None
+    except ValueError as error:
+        raise PeerFault(f"{name} answered HTTP {status} with a body that is not JSON") from error
+    if _is_success(status):
         return data
-    raise error_from_problem(data if isinstance(data, dict) else {}, response.status_code)
+    raise error_from_problem(data if isinstance(data, dict) else {}, status)
 
 
 def service_app(title: str, lifespan: Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]) -> FastAPI:
@@ -196,4 +225,11 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         timeout_keep_alive=SERVER_IDLE_S,
         lifespan="on",
     )
+    _forget_garbage()
     asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+
+
+def _forget_garbage() -> None:
+    """Keep the garbage collector from ever looking again at what is loaded by now: measured, 60 ms at a time."""
+    gc.collect()
+    gc.freeze()

@@ -197,7 +197,7 @@ def test_a_part_that_does_not_start_is_quoted(
     program = tmp_path / "broken-python"
     program.write_text("#!/bin/sh\necho '  File x.py, line 1'\necho 'error: the moon is in the wrong place'\nexit 3\n")
     program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(parts, "PYTHON", str(program))
     with pytest.raises(MachineFault, match="did not start: the moon is in the wrong place") as caught:
         Parts(settings, silent).start(("h1",))
     assert caught.value.hint.startswith(f"see {settings.log_dir}")

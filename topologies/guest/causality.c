@@ -54,7 +54,7 @@
 #include <unistd.h>
 
 enum { UDP_PORT = 7001, TCP_PORT = 7002, MAX_VMS = 32, DATAGRAM_MAGIC = 0x47564447, MESSAGE_MAGIC = 0x47564d53 };
-enum { TICK_MS = 5, MOST_TICKS_AT_ONCE = 20, RECONNECT_MS = 200, REPORT_MS = 1000, DRAIN_MS = 1000 };
+enum { TICK_MS = 10, MOST_TICKS_AT_ONCE = 20, RECONNECT_MS = 200, REPORT_MS = 1000, DRAIN_MS = 1000 };
 enum { LARGEST_MOVE = 9, RECEIVE_BUFFER = 8 << 20, DATAGRAM_PADDING = 64 };
 
 /* Datagrams of one sender to one receiver: as many as there are bits to remember them (2 MiB, touched as needed). */
