@@ -276,7 +276,7 @@ class Parts:
 
 
 def _free_soon(port: int) -> bool:
-    """Whether a port is free, now or in a moment: a part that was killed lets go of it only when its threads are gone."""
+    """Whether a port is free, now or in a moment: the threads of a killed part may hold it for a while."""
     deadline = time.monotonic() + PORT_PATIENCE_S
     while not (free := port_is_free(port)) and time.monotonic() < deadline:
         time.sleep(0.05)
