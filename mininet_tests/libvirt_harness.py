@@ -32,6 +32,11 @@ cgroup_controllers = []
 namespaces = []
 stdio_handler = "file"
 """
+_ACCOUNT = {
+    "passwd": "libvirt-qemu:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin\n",
+    "group": "libvirt-qemu:x:64055:\n",
+}
+"""Debian's build looks for it before it reads that root is wanted; another package than the daemon's makes it."""
 _BEGIN = """set -e
 base=$1
 shift
@@ -40,6 +45,8 @@ while [ $# -gt 0 ]; do
     mount --bind "$base/$1" "$2"
     shift 2
 done
+mount --bind "$base/passwd" /etc/passwd
+mount --bind "$base/group" /etc/group
 exec libvirtd --config /etc/libvirt/libvirtd.conf
 """
 
@@ -74,6 +81,9 @@ def libvirt_in(folder: Path) -> Iterator[Libvirt]:
         (folder / name).mkdir()
     (folder / "etc/libvirtd.conf").write_text(_DAEMON.format(sockets=folder / "sockets"))
     (folder / "etc/qemu.conf").write_text(_QEMU)
+    for name, line in _ACCOUNT.items():
+        known = Path("/etc", name).read_text()
+        (folder / name).write_text(known if "libvirt-qemu:" in known else known + line)
     places = [word for pair in _FOLDERS.items() for word in pair]
     own_namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     command = [*own_namespaces, "sh", "-c", _BEGIN, "sh", str(folder), *places]
