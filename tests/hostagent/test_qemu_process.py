@@ -112,7 +112,7 @@ def test_a_process_is_found_without_a_record_but_never_a_wrong_one(
     asyncio.run(scenario())
 
 
-def test_a_process_lives_in_its_own_session_and_its_death_is_seen_once(
+def test_a_process_shares_the_session_in_a_group_of_its_own_and_its_death_is_seen_once(
     tmp_path: Path, definition: VmDefinition, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program(tmp_path, monkeypatch, "exec sleep 60")
@@ -123,7 +123,8 @@ def test_a_process_lives_in_its_own_session_and_its_death_is_seen_once(
     async def scenario() -> None:
         process = qemu_process.start(definition, folder, ledger)
         process.observe(lambda: deaths.append(time.monotonic()))
-        assert os.getsid(process.record.pid) == process.record.pid
+        assert os.getsid(process.record.pid) == os.getsid(0)
+        assert os.getpgid(process.record.pid) == process.record.pid
         assert ledger.get(folder.record_name) == process.record
         await process.kill()
         await process.kill()
