@@ -276,6 +276,11 @@ class TestNetwork:
             host.socket.close()
         self._net.stop()
 
+    def forget_neighbors(self) -> None:
+        """Let no host ask again, seconds later and in another test, whether an address still answers (ARP)."""
+        for host in self.hosts.values():
+            host.node.cmd("ip neigh flush all")
+
     def dpid(self, number: int) -> int:
         """The datapath id of a switch."""
         return 0x67767400 + number

@@ -44,6 +44,7 @@ def network(fabric: TestNetwork) -> Iterator[TestNetwork]:
         fabric.controller.put(fabric.network(name))
     yield fabric
     fabric.controller.request("PUT", "/v1/slices", ())
+    fabric.forget_neighbors()
 
 
 @contextlib.contextmanager
