@@ -94,7 +94,7 @@ class StoreApi:
         """A snapshot as an archive, or one VM of it as a stream or as a file of virsh save."""
         await self._exports.acquire()
         try:
-            going = await asyncio.to_thread(export_snapshot, self._store, id_or_name, form, vm, self._scratch)
+            going = await asyncio.to_thread(self._begin_export, id_or_name, form, vm)
             try:
                 first = await asyncio.to_thread(going.take)  # what goes wrong at once is said, not only noticed
             except BaseException:
@@ -105,6 +105,14 @@ class StoreApi:
             raise
         kind = ARCHIVE_TYPE if form == ARCHIVE else OCTETS
         return StreamingResponse(self._pieces(id_or_name, going, first), media_type=kind)
+
+    def _begin_export(self, id_or_name: str, form: str, vm: str) -> Export:
+        self._make_scratch()
+        return export_snapshot(self._store, id_or_name, form, vm, self._scratch)
+
+    def _make_scratch(self) -> None:
+        with disk_faults("there is no folder for archives", self._scratch):
+            self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def _pieces(self, id_or_name: str, going: Export, piece: bytes) -> AsyncIterator[bytes]:
         try:
@@ -129,8 +137,8 @@ class StoreApi:
 
     @contextlib.contextmanager
     def _scratch_file(self) -> Any:
+        self._make_scratch()
         with disk_faults("the archive cannot be kept", self._scratch):
-            self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor, name = tempfile.mkstemp(prefix="archive-", dir=self._scratch)
             os.close(descriptor)
         try:
