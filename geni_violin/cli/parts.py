@@ -29,8 +29,8 @@ from geni_violin.runtime.processes import (
     is_alive,
     record_of,
     stop,
-    with_niceness,
 )
+from geni_violin.runtime.scheduling import with_niceness
 from geni_violin.runtime.session import NewSession
 from geni_violin.runtime.settings import Settings
 
