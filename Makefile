@@ -1,6 +1,6 @@
 # What people do with this project. Everything that is missing is installed first; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench-network bench-lossless bench-stream bench-store bootstrap lock clean
+.PHONY: help demo test check faults bench-network bench-lossless bench-stream bench-store bootstrap lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -9,9 +9,13 @@ demo: bootstrap  ## the demonstration: a running slice is snapshot, lost, and br
 	@scripts/clean-leftovers
 	@.venv/bin/geni-violin demo
 
-test: bootstrap  ## all tests; those with real switches and VMs need root
+test: bootstrap  ## all tests but those of `make faults`; those with real switches and VMs need root
 	@scripts/clean-leftovers
 	@scripts/run-tests all
+
+faults: bootstrap  ## what takes longer: parts are killed, or made to wait, with real VMs and switches (root)
+	@scripts/clean-leftovers
+	@scripts/run-tests faults
 
 check:  ## lint, types, unit and property tests; no root, some two minutes
 	@scripts/bootstrap python

@@ -225,6 +225,7 @@ def test_a_vm_that_dies_in_its_cut(machine: Installation, pair: Slice) -> None:
     machine.ok("snapshot", "delete", "good")
 
 
+@pytest.mark.faults
 def test_a_coordinator_that_dies_in_a_cut(machine: Installation, pair: Slice, topology: Path) -> None:
     """After a restart the snapshot is absent, both VMs run, all colors have advanced."""
     before = picture(machine)
@@ -252,6 +253,7 @@ def test_a_port_in_use(topology: Path) -> None:
             assert picture(made) == Picture(frozenset(), frozenset(), frozenset(), (), frozenset())
 
 
+@pytest.mark.faults
 def test_down_after_everything_was_killed(topology: Path) -> None:
     """Every part and every VM dies at once; `down` finds and removes what is left, and `up` works again."""
     with installation("all-killed") as made:

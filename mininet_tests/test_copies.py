@@ -1,18 +1,17 @@
 """Slices that share every MAC and IP address on the same switches: an original and its copies from the past."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from mininet_tests.slice_harness import PAIR, Installation, Slice, installation, wait_for, write_pair_topology
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Installation]:
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """An installation with the slice "pair" running."""
     with installation("copies") as made:
-        made.ok("up", str(write_pair_topology(tmp_path)))
+        made.ok("up", str(write_pair_topology(tmp_path_factory.mktemp("topology"))))
         yield made
 
 
@@ -35,6 +34,7 @@ def test_a_copy_runs_beside_the_original(machine: Installation) -> None:
         assert machine.run("restore", "fork", "--as", "copy").code == 4, "the name is taken"
         machine.ok("restore", "fork")
         _assert_undisturbed(original)
+        machine.ok("slice", "delete", "copy")
 
 
 def _assert_undisturbed(running: Slice) -> None:

@@ -28,11 +28,11 @@ UNTIL_A_FUTURE_FRAME_MS = 1_500.0
 """Longer than a cut takes on a busy machine."""
 
 
-@pytest.fixture
-def held(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Slice]:
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Slice]:
     """A slice some of whose VMs have their edge in the switch, established."""
     with installation(f"hold-port-{request.param}") as made:
-        made.ok("up", str(_topology(tmp_path, HELD_IN_SWITCH[request.param])))
+        made.ok("up", str(_topology(tmp_path_factory.mktemp("topology"), HELD_IN_SWITCH[request.param])))
         with made.client() as client:
             running = Slice(client, "causality", VMS)
             running.wait_until_established()

@@ -111,6 +111,7 @@ async def check_running(vm: QemuVm) -> None:
         assert await vm.refusal(strategy) == ""
 
 
+@pytest.mark.faults
 def test_a_vm_survives_receivers_that_hang_up(play: Callable[[Scenario], None]) -> None:
     async def scenario(own: Bench) -> None:
         async with own.booted() as vm:
@@ -126,6 +127,7 @@ def test_a_vm_survives_receivers_that_hang_up(play: Callable[[Scenario], None]) 
     play(scenario)
 
 
+@pytest.mark.faults
 def test_a_vm_survives_cancellations_at_any_moment(play: Callable[[Scenario], None]) -> None:
     moments = [("background", moment) for moment in ("setup", "active", "Stopped", "Resumed")]
 
@@ -177,6 +179,7 @@ def waits_for_memory(pid: int) -> bool:
     return any(path.read_text() == "handle_userfault" for path in Path(f"/proc/{pid}/task").glob("*/wchan"))
 
 
+@pytest.mark.faults
 def test_a_stalled_receiver_cannot_keep_a_vm_hanging(play: Callable[[Scenario], None]) -> None:
     async def scenario(own: Bench) -> None:
         async with own.booted() as vm:
@@ -282,6 +285,7 @@ def test_an_agent_finds_its_vm_again(play: Callable[[Scenario], None]) -> None:
     play(scenario)
 
 
+@pytest.mark.faults
 def test_an_agent_comes_back_while_the_image_streams_on(play: Callable[[Scenario], None]) -> None:
     async def scenario(own: Bench) -> None:
         async with own.booted() as vm:
@@ -301,6 +305,7 @@ def test_an_agent_comes_back_while_the_image_streams_on(play: Callable[[Scenario
     play(scenario)
 
 
+@pytest.mark.faults
 def test_an_agent_comes_back_to_a_snapshot_that_failed_without_it(play: Callable[[Scenario], None]) -> None:
     async def scenario(own: Bench) -> None:
         async with deserted(own) as vm:
@@ -315,6 +320,7 @@ def test_an_agent_comes_back_to_a_snapshot_that_failed_without_it(play: Callable
     play(scenario)
 
 
+@pytest.mark.faults
 def test_an_agent_comes_back_to_a_vm_that_hangs(play: Callable[[Scenario], None]) -> None:
     async def scenario(own: Bench) -> None:
         async with own.booted() as vm:

@@ -11,6 +11,7 @@ import pytest
 
 from mininet_tests.slice_harness import PAIR, Installation, Slice, installation, write_pair_topology
 
+pytestmark = pytest.mark.faults
 FINAL = ("committed", "aborted")
 
 

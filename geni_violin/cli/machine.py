@@ -16,7 +16,8 @@ from pathlib import Path
 
 from geni_violin.core.errors import MachineFault
 from geni_violin.runtime.openvswitch import RUN_DIR as OPENVSWITCH_RUN_DIR
-from geni_violin.runtime.processes import set_session_niceness, write_atomically
+from geni_violin.runtime.processes import write_atomically
+from geni_violin.runtime.scheduling import set_session_niceness
 from geni_violin.runtime.settings import Settings
 
 INSTALLATIONS = Path("/run/geni-violin")

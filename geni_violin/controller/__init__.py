@@ -10,7 +10,6 @@ Ryu runs on eventlet's green threads: nothing here may use asyncio. Handlers run
 loop for this app, so none may wait; reading a new switch's rules has a green thread of its own.
 """
 
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ from ryu.lib import hub
 
 from geni_violin.controller import of13, rest
 from geni_violin.controller.operations import Operations
+from geni_violin.runtime.scheduling import forget_garbage
 
 Handler = Callable[[Any, Any], None]
 
@@ -42,8 +42,7 @@ class Controller(RyuApp):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.operations = Operations()
         rest.register(kwargs["wsgi"], self.operations)
-        gc.collect()
-        gc.freeze()  # what is loaded by now stays: looking through it again takes tens of milliseconds, also in a cut
+        forget_garbage()
 
     @_on(ofp_event.EventOFPStateChange, MAIN_DISPATCHER, DEAD_DISPATCHER)
     def on_state(self, event: Any) -> None:

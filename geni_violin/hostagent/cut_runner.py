@@ -59,6 +59,7 @@ from geni_violin.hostagent.hypervisor import FAILED, Vm
 from geni_violin.hostagent.vm_events import Died, MigrationStatus, Resumed, Stopped, VmEvent
 from geni_violin.runtime.clock import monotonic_ms, wall_s
 from geni_violin.runtime.processes import write_atomically
+from geni_violin.runtime.sockets import enlarge_buffers
 
 CONNECT_PATIENCE_S = 5.0
 STALL_LOOK_S = 0.5
@@ -68,7 +69,6 @@ RECOLOR_PAUSE_S = 0.02
 _STREAM_BUFFER_BYTES = 16 << 20
 """What QEMU can send of an image before the snapshot server reads: the guest waits, where it writes to memory that has
 not left yet, and so does QEMU's main loop. Meanwhile, others of the slice are in their cuts."""
-_SO_SNDBUFFORCE = 32  # socket(7): for root, beyond what others may have
 _MARK = "cut-under-way"
 _LET_GO = (Action.RESUME_VM, Action.RELEASE_FRAMES)
 
@@ -118,8 +118,7 @@ def open_image_stream(host: str, port: int, preface: dict[str, str]) -> socket.s
         connection.close()
         raise PeerFault(f"the snapshot server refuses the image: {answer.get('error', answer)}")
     connection.settimeout(None)
-    with contextlib.suppress(PermissionError):
-        connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _STREAM_BUFFER_BYTES)
+    enlarge_buffers(connection, send_bytes=_STREAM_BUFFER_BYTES)
     return connection
 
 

@@ -27,7 +27,8 @@ from pathlib import Path
 from geni_violin.hostagent.delay_line import DelayLine
 from geni_violin.hostagent.link_counters import CounterFile, Counters
 from geni_violin.hostagent.tunnel import MAX_DATAGRAM_BYTES, Receiver, Sender
-from geni_violin.runtime.processes import set_session_niceness
+from geni_violin.runtime.scheduling import forget_garbage, set_session_niceness
+from geni_violin.runtime.sockets import enlarge_buffers
 
 READY, GO = b"r", b"g"
 MAX_FRAME_BYTES = 16_384
@@ -35,7 +36,6 @@ MAX_FRAME_BYTES = 16_384
 _BATCH_FRAMES = 64
 _NICENESS = -10
 _BUFFER_BYTES = 16 << 20
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h
 _GONE = (errno.EIO, errno.EBADFD)
 """What reading a TAP device gives once it is deleted."""
 
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str]) -> int:
     with socket.socket(fileno=options.tunnel_fd) as tunnel, socket.socket(fileno=options.control_fd) as control:
         os.set_blocking(options.tap_fd, False)
         tunnel.setblocking(True)
-        _enlarge_buffers(tunnel)
+        enlarge_buffers(tunnel, send_bytes=_BUFFER_BYTES, receive_bytes=_BUFFER_BYTES)
         tunnel.connect((host, int(port)))
         line = DelayLine(round(options.delay_ms * 1e6), options.loss, options.seed)
         end = LinkEnd(options.tap_fd, tunnel, line, CounterFile(options.counters))
@@ -169,22 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _enlarge_buffers(tunnel: socket.socket) -> None:
-    """As large as root may have them; else as large as everybody may."""
-    for forced, plain in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
-        try:
-            tunnel.setsockopt(socket.SOL_SOCKET, forced, _BUFFER_BYTES)
-        except PermissionError:
-            tunnel.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_BYTES)
-
-
 def _hurry() -> None:
     """Be scheduled soon, and make no garbage collector's pauses: the loop makes no cycles."""
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
     set_session_niceness(os.getpid(), _NICENESS)
-    gc.collect()
-    gc.freeze()
+    forget_garbage()
     gc.disable()
 
 

@@ -51,6 +51,7 @@ from geni_violin.hostagent.qemu_monitor import CommandRefused
 from geni_violin.hostagent.switch_end import SwitchEnd
 from geni_violin.runtime import pcap
 from geni_violin.runtime.processes import write_atomically
+from geni_violin.runtime.sockets import enlarge_buffers
 
 _ARMED = "edge-armed.json"
 _LOOK_S = 0.0005
@@ -60,7 +61,6 @@ _FRAMES_A_TURN, _MOST_TURNS = 50, 1_000
 _REPLAYED_AT_ONCE = 500
 """Fewer than a receive ring has places: QEMU drops what waits in front of a full one for too long."""
 _DIVERT_BUFFER_BYTES = 64 << 20
-_SO_SNDBUFFORCE = 32  # socket(7): for root, beyond what others may have
 
 Execute = Callable[..., Awaitable[Any]]
 """Runs a monitor command."""
@@ -340,7 +340,7 @@ class QemuEdge:
         """Add a redirector beside ``hold``, and give the agent's end of its socket."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
-            theirs.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _DIVERT_BUFFER_BYTES)
+            enlarge_buffers(theirs, send_bytes=_DIVERT_BUFFER_BYTES)
             await self._pass_descriptor(_chardev(kind, index), theirs.fileno())
         address = {"type": "fd", "data": {"str": _chardev(kind, index)}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}

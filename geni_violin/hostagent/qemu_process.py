@@ -25,6 +25,7 @@ from geni_violin.hostagent import qemu_command
 from geni_violin.hostagent.hypervisor import VmDefinition
 from geni_violin.runtime import processes, wire
 from geni_violin.runtime.processes import Ledger, ProcessRecord, write_atomically
+from geni_violin.runtime.scheduling import with_niceness
 
 RECORD_PREFIX = "vm:"
 _DEFINITION = "definition.json"
@@ -210,7 +211,7 @@ def start(definition: VmDefinition, folder: VmFolder, ledger: Ledger) -> QemuPro
     try:
         with log_path.open("ab") as log:
             child = subprocess.Popen(
-                processes.with_niceness(0, qemu_command.command_line(definition)),
+                with_niceness(0, qemu_command.command_line(definition)),
                 cwd=folder.path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +18,7 @@ from yarl import URL
 
 from geni_violin.core.errors import GeniViolinError, InvalidInput, MachineFault, NotFound, PeerFault
 from geni_violin.runtime.problems import PROBLEM_MEDIA_TYPE, error_from_problem, problem_document
+from geni_violin.runtime.scheduling import forget_garbage
 
 STREAM_TIMEOUT_S = 900.0
 """How long the other part may be silent while a large body is on its way, or is being worked on."""
@@ -225,11 +225,5 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         timeout_keep_alive=SERVER_IDLE_S,
         lifespan="on",
     )
-    _forget_garbage()
+    forget_garbage()
     asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
-
-
-def _forget_garbage() -> None:
-    """Keep the garbage collector from ever looking again at what is loaded by now: measured, 60 ms at a time."""
-    gc.collect()
-    gc.freeze()

@@ -38,26 +38,6 @@ def _stat_fields(pid: int) -> list[str] | None:
     return text.rpartition(")")[2].split()
 
 
-def with_niceness(niceness: int, command: list[str]) -> list[str]:
-    """A command that runs with this niceness, whatever that of this process is (nice(1)); as it is if they are equal.
-
-    Without the right to be less nice it runs all the same, as nice as it is.
-    """
-    relative = niceness - os.getpriority(os.PRIO_PROCESS, 0)
-    return ["nice", "-n", str(relative), *command] if relative else command
-
-
-def set_session_niceness(pid: int, niceness: int) -> None:
-    """Have a process's session be that nice to other sessions.
-
-    With autogroups (sched(7); Debian has them) the niceness of processes is compared only within a session, and that of
-    sessions among one another is what their /proc/PID/autogroup says. Nothing happens without autogroups, the right to
-    do it, or the process.
-    """
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
-
-
 def record_of(name: str, pid: int, address: str = "", openflow: str = "") -> ProcessRecord:
     """The record of a running process.
 

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from geni_violin.core.errors import MachineFault
-from geni_violin.runtime.processes import set_session_niceness
+from geni_violin.runtime.scheduling import set_session_niceness
 
 _SESSION_NICENESS = -5
 """Towards all other sessions: at a cut frames wait."""
