@@ -209,14 +209,20 @@ class Parts:
         return path_.stat().st_size if path_.exists() else 0
 
     def _spawn(self, session: NewSession, name: str, arguments: tuple[str, ...]) -> int:
-        """Start one process; gives back where in the log its words begin."""
+        """Start one process; gives back where in the log its words begin.
+
+        :raise MachineFault: it has ended already.
+        """
         self._settings.log_dir.mkdir(parents=True, exist_ok=True)
         offset = self._log_size(name)
         command = HOST_AGENT if name.startswith("hostagent-") else name
         words = with_niceness(NICENESS[command], [PYTHON, "-m", "geni_violin.cli", command, *arguments])
         environment = {**os.environ, "GENI_VIOLIN_STATE_DIR": str(self._settings.state_dir.resolve())}
         pid = session.spawn(words, self._settings.log_dir / f"{name}.log", environment)
-        self._ledger.add(record_of(name, pid))
+        try:
+            self._ledger.add(record_of(name, pid))
+        except ProcessLookupError:
+            raise self._did_not_start(name, offset) from None
         return offset
 
     def _wait_ready(self, name: str, offset: int, is_new: bool) -> None:
@@ -228,7 +234,7 @@ class Parts:
         while time.monotonic() < deadline:
             record = self._ledger.get(name)
             if record is None or not is_alive(record):
-                raise MachineFault(f"the {name} did not start: {self._last_words(name, offset)}", self._see_log(name))
+                raise self._did_not_start(name, offset)
             if record.address and _answers(record.address):
                 return
             time.sleep(0.05)
@@ -236,6 +242,9 @@ class Parts:
             stop(record)
             self._ledger.remove(name)
         raise MachineFault(f"the {name} does not answer within {START_PATIENCE_S:.0f} s", self._see_log(name))
+
+    def _did_not_start(self, name: str, offset: int) -> MachineFault:
+        return MachineFault(f"the {name} did not start: {self._last_words(name, offset)}", self._see_log(name))
 
     def _see_log(self, name: str) -> str:
         return f"see {self._settings.log_dir / name}.log"

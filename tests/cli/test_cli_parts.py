@@ -191,16 +191,32 @@ def no_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "start_openvswitch", lambda: None)
 
 
-def test_a_part_that_does_not_start_is_quoted(
-    settings: Settings, no_switch: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def broken_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Parts end as soon as they are started."""
     program = tmp_path / "broken-python"
     program.write_text("#!/bin/sh\necho '  File x.py, line 1'\necho 'error: the moon is in the wrong place'\nexit 3\n")
     program.chmod(0o755)
     monkeypatch.setattr(parts, "PYTHON", str(program))
+
+
+def test_a_part_that_does_not_start_is_quoted(settings: Settings, no_switch: None, broken_python: None) -> None:
     with pytest.raises(MachineFault, match="did not start: the moon is in the wrong place") as caught:
         Parts(settings, silent).start(("h1",))
     assert caught.value.hint.startswith(f"see {settings.log_dir}")
+
+
+def test_a_part_that_is_gone_before_it_is_recorded_is_quoted(
+    settings: Settings, no_switch: None, broken_python: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_nothing(name: str, pid: int) -> ProcessRecord:
+        while "the moon" not in (settings.log_dir / f"{name}.log").read_text():
+            time.sleep(0.01)
+        raise ProcessLookupError(pid)
+
+    monkeypatch.setattr(parts, "record_of", find_nothing)
+    with pytest.raises(MachineFault, match="did not start: the moon is in the wrong place"):
+        Parts(settings, silent).start(("h1",))
 
 
 def test_a_coordinator_port_in_use_is_told_before_anything_starts(settings: Settings, no_switch: None) -> None:
