@@ -38,6 +38,6 @@ lock:  ## resolve requirements.lock anew from setup.cfg
 	.cache/bootstrap/uv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 		--all-extras --build-constraint build-constraints.txt --upgrade -o requirements.lock
 
-clean:  ## stop and remove what a crashed run left, and all that is built here
+clean:  ## remove all that is built here, and what a crashed demo or test left (root); first: geni-violin down
 	@if [ -x .venv/bin/geni-violin ]; then scripts/clean-leftovers; fi
-	rm -rf .venv .cache demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .cache demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

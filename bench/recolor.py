@@ -5,7 +5,7 @@ alternate. Each recolor moves one port by one epoch: the receiver of the load fi
 that are idle, so that no frame of the load is from the future and all that is lost was lost by overload. Measured:
 
 - *recolor*: from the request to its answer, which comes after the switch's barrier reply; by a bare client, and every
-  fourth, for comparison, by httpx, the library that the agents use;
+  fourth, for comparison, by httpx, the library that the command line uses;
 - *recolor and purge*: until Open vSwitch has also forgotten its cached flows, when the agent counts it as confirmed;
 - *REST alone*, a baseline: a request that the controller answers without asking a switch;
 - how much of the load was lost; beside it, as a baseline, of a load without recolors. (Open vSwitch reads a veth

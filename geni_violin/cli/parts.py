@@ -5,7 +5,8 @@ that are started together share a session (:mod:`geni_violin.runtime.session` sa
 has one record a part: written when it is spawned, again by the part itself once it listens (then with its address),
 removed at a clean exit. So after any crash the ledger names what may still run. A second ledger, RUN_DIR/remembered,
 keeps the last address of each part: a part that died comes back at the address that the others know. Starting is
-idempotent and in the order of need: controller and snapshot server, host agents, coordinator; stopping is the reverse.
+idempotent and all at once: every port is chosen beforehand, so no part waits for another. Stopping goes the other way
+round from need: coordinator, host agents, snapshot server, controller.
 One ``up`` or ``down`` at a time works on an installation (a file lock).
 """
 
