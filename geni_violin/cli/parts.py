@@ -5,8 +5,7 @@ that are started together share a session (:mod:`geni_violin.runtime.session` sa
 has one record a part: written when it is spawned, again by the part itself once it listens (then with its address),
 removed at a clean exit. So after any crash the ledger names what may still run. A second ledger, RUN_DIR/remembered,
 keeps the last address of each part: a part that died comes back at the address that the others know. Starting is
-idempotent and all at once: every port is chosen beforehand, so no part waits for another. Stopping goes the other way
-round from need: coordinator, host agents, snapshot server, controller.
+idempotent and in the order of need: controller and snapshot server, host agents, coordinator; stopping is the reverse.
 One ``up`` or ``down`` at a time works on an installation (a file lock).
 """
 
@@ -128,23 +127,18 @@ class Parts:
             remember_installation(self._settings)
             coordinator_port = self._coordinator_port()
             start_openvswitch()
-            self._start_all(session, self._plan(hosts, coordinator_port))
+            first = {CONTROLLER: self._controller(), SNAPSHOT_SERVER: ("--port", self._port(SNAPSHOT_SERVER))}
+            self._start_wave(session, first)
+            controller = self._running(CONTROLLER)
+            addresses = ("--controller-url", controller.address)
+            agents = {
+                agent_part(host): (host, "--port", self._port(agent_part(host)), *addresses, "--openflow")
+                for host in hosts
+            }
+            self._start_wave(session, {name: (*arguments, controller.openflow) for name, arguments in agents.items()})
+            store = ("--snapshot-server-url", self._running(SNAPSHOT_SERVER).address)
+            self._start_wave(session, {COORDINATOR: ("--port", str(coordinator_port), *addresses, *store)})
         return self._running(COORDINATOR).address
-
-    def _plan(self, hosts: tuple[str, ...], coordinator_port: int) -> dict[str, tuple[str, ...]]:
-        """Each part's arguments. All ports are chosen here, so that no part has to be up for another to find it."""
-        rest, openflow = self._controller_ports()
-        server = self._port(SNAPSHOT_SERVER)
-        addresses = ("--controller-url", f"http://{LOOPBACK}:{rest}")
-        plan = {
-            CONTROLLER: ("--port", rest, "--openflow-port", openflow),
-            SNAPSHOT_SERVER: ("--port", server),
-        }
-        for host in hosts:
-            name = agent_part(host)
-            plan[name] = (host, "--port", self._port(name), *addresses, "--openflow", f"tcp:{LOOPBACK}:{openflow}")
-        store = ("--snapshot-server-url", f"http://{LOOPBACK}:{server}")
-        return plan | {COORDINATOR: ("--port", str(coordinator_port), *addresses, *store)}
 
     def agents(self, hosts: tuple[str, ...]) -> dict[str, str]:
         """The address of each host's agent."""
@@ -188,22 +182,23 @@ class Parts:
             )
         return port
 
-    def _controller_ports(self) -> tuple[str, str]:
-        """For REST and for OpenFlow."""
+    def _controller(self) -> tuple[str, ...]:
+        """Ryu cannot tell which port it got, so both ports are chosen here."""
         before = self._remembered.get(CONTROLLER)
         openflow = int(before.openflow.rpartition(":")[2]) if before and before.openflow else 0
-        return self._port(CONTROLLER), str(self._usable(CONTROLLER, openflow))
+        return ("--port", self._port(CONTROLLER), "--openflow-port", str(self._usable(CONTROLLER, openflow)))
 
-    def _start_all(self, session: NewSession, plan: dict[str, tuple[str, ...]]) -> None:
-        """Start what does not run, all at once (each takes seconds to load its libraries), and wait for all parts."""
+    def _start_wave(self, session: NewSession, wave: dict[str, tuple[str, ...]]) -> None:
+        """Start parts that do not need one another, and wait for all of them."""
         offsets = {}
-        for name, arguments in plan.items():
+        for name, arguments in wave.items():
             if self._alive(name) is None:
                 self._say(f"starting the {name}")
                 offsets[name] = self._spawn(session, name, arguments)
-        for name in plan:
-            is_new = name in offsets
-            self._wait_ready(name, offsets[name] if is_new else self._log_size(name), is_new)
+        for name, offset in offsets.items():
+            self._wait_ready(name, offset, is_new=True)
+        for name in wave.keys() - offsets.keys():
+            self._wait_ready(name, self._log_size(name), is_new=False)
 
     def _log_size(self, name: str) -> int:
         path_ = self._settings.log_dir / f"{name}.log"

@@ -73,12 +73,12 @@ class Peer:
 
     async def _exchange(self, method: str, path: str, timeout_s: float | None, **body: Any) -> tuple[int, bytes]:
         """Status and content of the answer."""
-        url = URL(self.base_url + path, encoded=True)
+        url = URL(self.base_url.rstrip("/") + path, encoded=True)
         timeout = aiohttp.ClientTimeout(total=self._timeout_s if timeout_s is None else timeout_s)
         try:
             async with self._opened().request(method, url, timeout=timeout, **body) as response:
                 return response.status, await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # ValueError: no name of a host
             reason = str(error) or type(error).__name__
             raise PeerFault(f"{self.name} at {self.base_url} does not answer: {reason}") from error
 

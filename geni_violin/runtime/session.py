@@ -64,7 +64,7 @@ class NewSession:
         """The process that leads the session: made when it is first needed."""
         if self._leader is None:
             self._leader = subprocess.Popen(
-                [sys.executable, "-m", __name__],
+                [sys.executable, "-P", "-m", __name__],  # nothing is imported from the folder that `up` is typed in
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
