@@ -152,7 +152,7 @@ def test_status(settings: Settings, spawn: Spawn) -> None:
 # --- all parts --------------------------------------------------------------------------------------------------------
 
 
-def test_stop_ends_first_what_needs_others(settings: Settings, spawn: Spawn) -> None:
+def test_stop_ends_the_parts_in_reverse_order(settings: Settings, spawn: Spawn) -> None:
     names = ("controller", "snapshot-server", "hostagent-h1", "hostagent-h2", "coordinator")
     ledger = services_ledger(settings)
     for name in names:
