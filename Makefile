@@ -1,6 +1,6 @@
 # What people do with this project. Everything that is missing is installed first; `make help` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check faults bench-network bench-lossless bench-stream bootstrap lock clean
+.PHONY: help demo test check faults bench-network bench-lossless bench-stream bench-store bootstrap lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -29,6 +29,9 @@ bench-lossless: bootstrap  ## what snapshots and restores cost the traffic, with
 
 bench-stream: bootstrap  ## one TCP stream through a snapshot, drawn to docs/tcp-through-snapshot.png (root, some three minutes)
 	@.venv/bin/python -m bench.through_snapshot
+
+bench-store: bootstrap  ## images in and out, bytes and memory, beside zstd, a plain write and borg (root, some half an hour)
+	@.venv/bin/python -m bench.store
 
 bootstrap:  ## install what is missing: Debian packages (root), the Python environment, the guests' images
 	@scripts/bootstrap

@@ -14,13 +14,11 @@ from geni_violin.snapshot_server.channels import Late, late_of
 from geni_violin.snapshot_server.cut_clock import TAIL_BYTES, clock_at_stop_ns
 from mininet_tests.hypervisor_harness import (
     Bench,
-    Receiver,
     Scenario,
     Wire,
     echo_of,
-    end_of_migration,
+    image_of_paused,
     snapshot,
-    start_migration,
 )
 
 DUMP = "cut-clock.pcap"
@@ -48,15 +46,6 @@ def clock_of(image: bytes) -> int:
     clock_ns = clock_at_stop_ns(image[-TAIL_BYTES:])
     assert clock_ns is not None, "the image does not tell its guest's clock"
     return clock_ns
-
-
-async def image_of_paused(vm: QemuVm, strategy: str) -> bytes:
-    receiver = Receiver()
-    with vm.watch() as watch:
-        await start_migration(vm, strategy, receiver)
-        await end_of_migration(vm, watch)
-        await vm.ensure_running()
-        return await receiver.whole()
 
 
 @pytest.mark.parametrize("strategy", ["stop", "background"])

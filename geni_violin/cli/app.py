@@ -5,7 +5,14 @@ from typing import Annotated
 import typer
 
 from geni_violin import __version__
-from geni_violin.cli import part_commands, service_commands, slice_commands, snapshot_commands
+from geni_violin.cli import (
+    part_commands,
+    service_commands,
+    slice_commands,
+    snapshot_commands,
+    store_commands,
+    travel_commands,
+)
 from geni_violin.cli.demo import demo
 from geni_violin.cli.doctor import doctor
 from geni_violin.cli.printing import line
@@ -42,7 +49,11 @@ app.command()(part_commands.down)
 app.command()(part_commands.status)
 app.add_typer(slice_commands.slice_app, name="slice")
 app.add_typer(snapshot_commands.snapshot_app, name="snapshot")
+snapshot_commands.snapshot_app.command("export")(travel_commands.export_snapshot)
+snapshot_commands.snapshot_app.command("import")(travel_commands.import_snapshot)
+snapshot_commands.snapshot_app.command("verify")(travel_commands.verify_snapshot)
 app.command()(snapshot_commands.restore)
+app.add_typer(store_commands.store_app, name="store")
 app.command()(slice_commands.console)
 app.command(rich_help_panel=_RUN)(service_commands.coordinator)
 app.command(rich_help_panel=_RUN)(service_commands.hostagent)

@@ -65,13 +65,22 @@ def snapshot_server(
     store_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Where images are kept.")] = None,
 ) -> None:
     """Run the snapshot server."""
+    from geni_violin.snapshot_server.backends.opening import open_backend  # noqa: PLC0415
     from geni_violin.snapshot_server.server import run_server  # noqa: PLC0415
 
     settings = _prepare()
-    store = store_dir or settings.state_dir / "store"
+    places = {"s3_endpoint": settings.s3_endpoint, "s3_region": settings.s3_region}
     with _recorded(settings, SNAPSHOT_SERVER) as on_ready:
         run_server(
-            host=host, port=port, ingest_host=ingest_host, ingest_port=ingest_port, store_dir=store, on_ready=on_ready
+            host=host,
+            port=port,
+            ingest_host=ingest_host,
+            ingest_port=ingest_port,
+            store_dir=store_dir or settings.state_dir / "store",
+            on_ready=on_ready,
+            open_bucket=(lambda: open_backend(settings.store_url, os.environ, **places))
+            if settings.store_url
+            else None,
         )
 
 

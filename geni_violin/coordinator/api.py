@@ -14,6 +14,7 @@ from geni_violin.coordinator.peers import Peers
 from geni_violin.coordinator.reconciler import Reconciler
 from geni_violin.coordinator.slices import Slices
 from geni_violin.coordinator.snapshots import Snapshots
+from geni_violin.coordinator.store_routes import add_store_routes
 from geni_violin.coordinator.views import snapshot_view
 from geni_violin.core.errors import GeniViolinError, NotFound
 from geni_violin.core.messages import (
@@ -77,6 +78,7 @@ def create_app(coordinator: Coordinator) -> FastAPI:
     _add_slice_routes(app, coordinator)
     _add_snapshot_routes(app, coordinator)
     _add_transaction_routes(app, coordinator)
+    add_store_routes(app, coordinator.peers.snapshot_server)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:

@@ -42,7 +42,8 @@ class ImagePart:
         )
         timeout_s = 3 * state.options.prepare_deadline_ms / 1000.0
         async with self._staging:
-            self._ongoing.staged = await self._server.stage(StageRequest(record.id, record.name, images), timeout_s)
+            request = StageRequest(record.id, record.name, images, record.slice.name)
+            self._ongoing.staged = await self._server.stage(request, timeout_s)
         self._ongoing.post(ImagesStaged())
 
     async def seal(self) -> None:

@@ -1,13 +1,15 @@
 """The other parts as the coordinator sees them: one class a part, one method a request of ``docs/protocol.md``."""
 
+from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from geni_violin.coordinator.gate import Gate
 from geni_violin.core.errors import NotFound
 from geni_violin.core.messages import (
     ArmRequest,
     ChannelSummary,
+    CollectionPlan,
     ColorCounters,
     CutProgress,
     CutPromise,
@@ -21,18 +23,20 @@ from geni_violin.core.messages import (
     Manifest,
     PortCounters,
     PrepareCut,
+    Quota,
     Recolored,
     RecolorRequest,
     SealChannels,
     SettleRequest,
     Staged,
     StageRequest,
+    StoreStats,
     SwitchReady,
     VmRequest,
     VmStatus,
 )
 from geni_violin.core.model import NetworkSlice
-from geni_violin.runtime.http import Peer
+from geni_violin.runtime.http import STREAM_TIMEOUT_S, Peer
 from geni_violin.runtime.wire import decode, encode
 
 POLL_MS = 500
@@ -153,6 +157,35 @@ class SnapshotServer:
     async def delete(self, name: str) -> None:
         """Delete a committed snapshot."""
         await self.peer.request("DELETE", f"/v1/snapshots/{quote(name, safe='')}")
+
+    async def export(self, name: str, form: str, vm: str) -> AsyncIterator[bytes]:
+        """A snapshot in a form that travels."""
+        query = urlencode({"format": form, "vm": vm})
+        return await self.peer.stream(f"/v1/snapshots/{quote(name, safe='')}/export?{query}")
+
+    async def import_snapshot(self, archive: AsyncIterator[bytes], length: str | None) -> Manifest:
+        """Take an archive in."""
+        return decode(Manifest, await self.peer.send_stream("/v1/snapshots", archive, length))
+
+    async def store_stats(self) -> StoreStats:
+        """What the store and each snapshot take."""
+        return decode(StoreStats, await self.peer.request("GET", "/v1/store", timeout_s=STREAM_TIMEOUT_S))
+
+    async def plan_collection(self) -> CollectionPlan:
+        """What a collection of rubbish would do."""
+        answer = await self.peer.request("GET", "/v1/store/collection", timeout_s=STREAM_TIMEOUT_S)
+        return decode(CollectionPlan, answer)
+
+    async def collect(self, plan: CollectionPlan) -> CollectionPlan:
+        """Carry out a plan."""
+        answer = await self.peer.request("POST", "/v1/store/collection", encode(plan), timeout_s=STREAM_TIMEOUT_S)
+        return decode(CollectionPlan, answer)
+
+    async def quotas(self, method: str, slice_name: str = "", quota: Quota | None = None) -> list[Quota]:
+        """The quotas of slices, after one was put or deleted."""
+        path = "/v1/store/quotas" + (f"/{quote(slice_name, safe='')}" if slice_name else "")
+        body = None if quota is None else encode(quota)
+        return [decode(Quota, item) for item in await self.peer.request(method, path, body)]
 
 
 class HostAgent:

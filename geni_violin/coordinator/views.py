@@ -48,6 +48,7 @@ def _slice_state(vm_states: set[str]) -> str:
 def notes_of(state: TransactionState) -> tuple[str, ...]:
     """What a person should know about a snapshot that its figures do not say."""
     notes = [f"{vm}: {promise.fallback_reason}" for vm, promise in state.promises.items() if promise.fallback_reason]
+    notes += [f"{vm}: {image.note}" for vm, image in state.images.items() if image.note]
     if not state.options.colored:
         return (UNCOORDINATED_NOTE, *notes)
     return (*notes, *_policy_notes(state), *_edge_notes(state), *_counter_notes(state))

@@ -87,11 +87,12 @@ class ExpectedImage:
 
 @dataclass(frozen=True)
 class StageRequest:
-    """Make room for the images of a snapshot that is about to be taken."""
+    """Make room for the images of a snapshot that is about to be taken. ``slice`` is whose quota it counts to."""
 
     snapshot_id: str
     name: str
     images: tuple[ExpectedImage, ...]
+    slice: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ class Staged:
 
 @dataclass(frozen=True)
 class ImageStatus:
-    """How far one image is: ``state`` is waiting, receiving, durable or failed (then with a ``reason``)."""
+    """How far one image is: ``state`` is waiting, receiving, durable or failed (then with a ``reason``).
+
+    ``note`` is what people should know of a durable one, such as that its stream was not understood; mostly empty.
+    """
 
     vm: str
     state: str
@@ -113,6 +117,7 @@ class ImageStatus:
     stored_bytes: int = 0
     blake3: str = ""
     reason: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,68 @@ class ChannelSummary:
     late_frames: int = 0
     undecided_frames: int = 0
     note: str = ""
+
+
+@dataclass(frozen=True)
+class SnapshotSpace:
+    """What a snapshot takes. All its bytes are counted without pages that are full of one byte.
+
+    ``logical_bytes`` are all pages of all its VMs, and the state of their devices. ``stored_bytes`` is what it added to
+    the store when it was taken. ``needed_bytes`` is what of the store it needs now, ``shared_bytes`` the part of it
+    that another snapshot needs too: deleting the snapshot frees the difference.
+    """
+
+    id: str
+    name: str
+    slice: str
+    logical_bytes: int
+    stored_bytes: int
+    needed_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """What the whole store takes.
+
+    ``stored_bytes`` are all packs, ``rubbish_bytes`` the part of them that nothing needs, ``map_bytes`` all image maps;
+    the others are as in :class:`SnapshotSpace`, and count once what several snapshots have.
+    """
+
+    snapshots: tuple[SnapshotSpace, ...]
+    logical_bytes: int
+    stored_bytes: int
+    needed_bytes: int
+    shared_bytes: int
+    rubbish_bytes: int
+    map_bytes: int
+    packs: int
+    free_bytes: int | None
+
+
+@dataclass(frozen=True)
+class CollectionPlan:
+    """What a collection of rubbish would do, or did.
+
+    :ivar delete: packs that nothing needs.
+    :ivar rewrite: packs of which enough is rubbish to have the rest of them moved to new packs.
+    :ivar freed_bytes: how much smaller the store gets.
+    :ivar moved_bytes: how much has to be written for that.
+    """
+
+    delete: tuple[str, ...]
+    rewrite: tuple[str, ...]
+    freed_bytes: int
+    moved_bytes: int
+
+
+@dataclass(frozen=True)
+class Quota:
+    """How many bytes the snapshots of a slice may have added to the store, and how many they have."""
+
+    slice: str
+    limit_bytes: int
+    used_bytes: int = 0
 
 
 @dataclass(frozen=True)

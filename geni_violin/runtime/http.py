@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +20,11 @@ from geni_violin.core.errors import GeniViolinError, InvalidInput, MachineFault,
 from geni_violin.runtime.problems import PROBLEM_MEDIA_TYPE, error_from_problem, problem_document
 from geni_violin.runtime.scheduling import forget_garbage
 
+STREAM_TIMEOUT_S = 900.0
+"""How long the other part may be silent while a large body is on its way, or is being worked on."""
+_STREAM_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30.0, sock_read=STREAM_TIMEOUT_S)
+_FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
+"""What asking can raise; ValueError is that of a host whose name cannot be one."""
 CLIENT_IDLE_S = 60
 SERVER_IDLE_S = 600
 """How long an idle connection stays open: the side that asks lets go first, so that it never asks into a closed one."""
@@ -71,16 +76,56 @@ class Peer:
             _decoded(self.name, status, content)
         return content
 
-    async def _exchange(self, method: str, path: str, timeout_s: float | None, **body: Any) -> tuple[int, bytes]:
-        """Status and content of the answer."""
-        url = URL(self.base_url.rstrip("/") + path, encoded=True)
-        timeout = aiohttp.ClientTimeout(total=self._timeout_s if timeout_s is None else timeout_s)
+    async def stream(self, path: str) -> AsyncIterator[bytes]:
+        """Get what is too large for memory, piece by piece. It is on its way when this returns.
+
+        :raise PeerFault: no answer in time; the iterator raises it too, if the answer breaks off.
+        :raise GeniViolinError: the error that the part answered with.
+        """
         try:
-            async with self._opened().request(method, url, timeout=timeout, **body) as response:
+            response = await self._opened().get(self._url(path), timeout=_STREAM_TIMEOUT)
+            content = b"" if _is_success(response.status) else await response.read()
+        except _FAILURES as error:
+            raise self._silent(error) from error
+        if not _is_success(response.status):
+            _decoded(self.name, response.status, content)
+        return self._pieces(response)
+
+    async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        try:
+            async for piece in response.content.iter_any():
+                yield piece
+        except _FAILURES as error:
+            raise PeerFault(f"{self.name}'s answer broke off", "see its log") from error
+        finally:
+            response.close()
+
+    async def send_stream(self, path: str, body: AsyncIterator[bytes], length: str | None) -> Any:
+        """As :meth:`request`, with a body too large for memory.
+
+        :param length: how many bytes it has, if that is known.
+        """
+        headers = {"content-length": length} if length is not None else {}
+        return _decoded(self.name, *await self._exchange("POST", path, _STREAM_TIMEOUT, data=body, headers=headers))
+
+    async def _exchange(
+        self, method: str, path: str, limit: float | aiohttp.ClientTimeout | None, **body: Any
+    ) -> tuple[int, bytes]:
+        """Status and content of the answer. A limit that is a number is for all of it, in seconds."""
+        if not isinstance(limit, aiohttp.ClientTimeout):
+            limit = aiohttp.ClientTimeout(total=self._timeout_s if limit is None else limit)
+        try:
+            async with self._opened().request(method, self._url(path), timeout=limit, **body) as response:
                 return response.status, await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # ValueError: no name of a host
-            reason = str(error) or type(error).__name__
-            raise PeerFault(f"{self.name} at {self.base_url} does not answer: {reason}") from error
+        except _FAILURES as error:
+            raise self._silent(error) from error
+
+    def _url(self, path: str) -> URL:
+        return URL(self.base_url.rstrip("/") + path, encoded=True)
+
+    def _silent(self, error: Exception) -> PeerFault:
+        reason = str(error) or type(error).__name__
+        return PeerFault(f"{self.name} at {self.base_url} does not answer: {reason}")
 
     def _opened(self) -> aiohttp.ClientSession:
         """The session, which belongs to the event loop that it is first used in."""

@@ -26,6 +26,12 @@ class Settings(BaseSettings):
     """Where the coordinator listens; 0 takes any free port."""
     coordinator_url: str = ""
     """The coordinator that the command line speaks to; empty for the one of this installation."""
+    store_url: str = ""
+    """Where images are kept: s3://BUCKET or s3://BUCKET/PREFIX; empty for a folder. Credentials are no setting: they
+    are in the file that GENI_VIOLIN_S3_CREDENTIALS_FILE names, or in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
+    s3_endpoint: str = ""
+    """The object store's address, http://HOST:PORT or https://HOST; empty for AWS."""
+    s3_region: str = "us-east-1"
     log_level: str = "info"
 
     @property

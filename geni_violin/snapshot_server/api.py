@@ -1,7 +1,8 @@
 """The REST side of the snapshot server: a thin shim over store, desk and ingest (docs/protocol.md lists the requests).
 
 What touches the disk runs in a thread. Order of effects, where it matters: a staging is in the store before its tokens
-leave; a snapshot's streams have ended before its images are discarded.
+leave; a snapshot's streams have ended before its images are discarded. What a crash left of images is freed while
+requests are answered already.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
@@ -22,6 +24,7 @@ from geni_violin.snapshot_server.desk import FAILED, Desk, durable_status
 from geni_violin.snapshot_server.ingest import Ingest
 from geni_violin.snapshot_server.names import check_record_size
 from geni_violin.snapshot_server.store import ImageStore
+from geni_violin.snapshot_server.store_api import KeptStore, StoreApi
 
 MAX_WAIT_MS = 60_000
 """The longest that a long poll waits."""
@@ -32,6 +35,7 @@ UPLOAD_DEADLINE_S = 60.0
 """A record that has not come by then makes room for others."""
 
 _ANY_ADDRESS = "0.0.0.0"
+_SCRATCH = Path("/var/tmp")
 _PCAP = "application/vnd.tcpdump.pcap"
 _GIVES_PCAP: dict[str, Any] = {
     "response_class": Response,
@@ -42,10 +46,10 @@ _TAKES_PCAP: dict[str, Any] = {"openapi_extra": {"requestBody": {"content": {_PC
 
 @dataclass(frozen=True)
 class Health:
-    """The answer to /healthz: room in the store, and where images go and come from."""
+    """The answer to /healthz: room in the store (null: nobody knows), and where images go and come from."""
 
     healthy: bool
-    free_bytes: int
+    free_bytes: int | None
     ingest_host: str
     ingest_port: int
 
@@ -197,10 +201,13 @@ async def _bounded_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def create_app(store: ImageStore, ingest_listener: socket.socket, on_started: Callable[[], None]) -> FastAPI:
+def create_app(
+    store: KeptStore, ingest_listener: socket.socket, on_started: Callable[[], None], scratch: Path = _SCRATCH
+) -> FastAPI:
     """The service. While it runs it serves ``ingest_listener`` too; at its end it closes that and the store.
 
     :param on_started: called when images are accepted.
+    :param scratch: a folder for archives that come in.
     """
     desk = Desk()
     ingest = Ingest(store, desk, ingest_listener)
@@ -209,12 +216,15 @@ def create_app(store: ImageStore, ingest_listener: socket.socket, on_started: Ca
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         ingest.start()
         on_started()
+        freeing = asyncio.create_task(asyncio.to_thread(store.free_leftovers))
         try:
             yield
         finally:
             await ingest.stop()
             store.close()
+            await freeing
 
     app = service_app("GENI-VIOLIN snapshot server", lifespan)
     app.include_router(Api(store, desk, ingest).router())
+    app.include_router(StoreApi(store, scratch).router())
     return app

@@ -54,7 +54,7 @@ class Reception:
 
 def durable_status(image: StoredImage) -> ImageStatus:
     """The status of an image that is in the store."""
-    return ImageStatus(image.vm, DURABLE, image.received_bytes, image.stored_bytes, image.blake3)
+    return ImageStatus(image.vm, DURABLE, image.received_bytes, image.stored_bytes, image.blake3, note=image.note)
 
 
 class Desk:

@@ -3,7 +3,8 @@
 Theory of operation. A connection opens with one line of JSON and is answered by one (docs/protocol.md). For a *put*,
 all that follows, to the connection's end, is the image. Two buffers take turns: while a worker thread writes and hashes
 one, the event loop fills the other. So a stream has at most two buffers in memory, and when the disk is slower
-than the network the kernel's socket buffer fills and the sender waits. One write at a time keeps the order.
+than the network the kernel's socket buffer fills and the sender waits. One write at a time keeps the order. A *get*
+works likewise: a thread makes the next portion of the image while one is being sent.
 
 An image's connection that ends before its image does is *reset*, not closed, so that QEMU's migration fails at once
 instead of believing that it arrived. To end one from outside (its snapshot is discarded, the server stops): what brings
@@ -17,7 +18,7 @@ import itertools
 import json
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -26,11 +27,13 @@ import structlog
 
 from geni_violin.core.errors import Conflict, GeniViolinError, InvalidInput, MachineFault, PeerFault
 from geni_violin.snapshot_server.desk import Desk, Reception
-from geni_violin.snapshot_server.store import ImageStore, ImageWriter, StoredImage
+from geni_violin.snapshot_server.store import ImageReader, ImageStore, ImageWriter, StoredImage
 from geni_violin.snapshot_server.stream_guard import StreamGuard
 
 BUFFER_BYTES = 1 << 20
 """What is read, written and hashed at a time; a stream has two such buffers."""
+PORTION_BYTES = 1 << 20
+"""How much of an image is sent at a time; what is made meanwhile is as much again."""
 MAX_CONNECTIONS = 256
 MAX_OPENING_BYTES = 4096
 OPENING_DEADLINE_S = 10.0
@@ -174,13 +177,31 @@ class Ingest:
                 _log.warning("connection_broken", peer=connection.peer, reason=str(error))
 
     async def _get(self, connection: _Connection, opening: Get) -> None:
-        file = await self._in_thread(self._store.open_image, opening.snapshot_id, opening.vm)
-        with file:
+        reader = await self._in_thread(self._store.open_image, opening.snapshot_id, opening.vm)
+        try:
             await _send_line(connection.socket, {"ok": True})
             _reset_on_close(connection.socket, True)
-            await asyncio.get_running_loop().sock_sendfile(connection.socket, file)
+            await self._send_image(connection, reader)
+        except GeniViolinError as error:  # words would be taken for part of the image; the reset is not
+            _log.error("image_not_sent", snapshot=opening.snapshot_id, vm=opening.vm, reason=str(error))
+        else:
             _reset_on_close(connection.socket, False)
-        _log.info("image_sent", snapshot=opening.snapshot_id, vm=opening.vm)
+            _log.info("image_sent", snapshot=opening.snapshot_id, vm=opening.vm)
+        finally:
+            await asyncio.shield(self._in_thread(reader.close))
+
+    async def _send_image(self, connection: _Connection, reader: ImageReader) -> None:
+        """Send a portion while a thread makes the next one."""
+        chunks = reader.chunks()
+        making = self._submit(_portion, chunks)
+        try:
+            while portion := await asyncio.shield(making):
+                making = self._submit(_portion, chunks)
+                for chunk in portion:
+                    await asyncio.get_running_loop().sock_sendall(connection.socket, chunk)
+        finally:
+            # The reader must not be closed under a thread that uses it.
+            await asyncio.wait([making])
 
     async def _put(self, connection: _Connection, opening: Put, rest: bytes) -> None:
         reception = connection.reception = self._desk.claim(opening.token)
@@ -209,26 +230,50 @@ class Ingest:
         writing = self._submit(writer.write, memoryview(rest))
         try:
             for buffer in itertools.cycle((bytearray(BUFFER_BYTES), bytearray(BUFFER_BYTES))):
-                count = await asyncio.get_running_loop().sock_recv_into(connection.socket, buffer)
+                data = await self._fill(connection, buffer, writing)
                 await writing
                 connection.refuse_if_cut_off()
-                if not count:
+                if not data:
                     break
-                data = memoryview(buffer)[:count]
                 guard.accept(data)
                 reception.received_bytes = guard.received_bytes
                 writing = self._submit(writer.write, data)
         finally:
-            # The file must not be closed under a thread that writes to it.
+            # The writer must not be ended under a thread that uses it.
             await asyncio.wait([writing])
         guard.end()
         return await self._in_thread(writer.finish)
+
+    @staticmethod
+    async def _fill(connection: _Connection, buffer: bytearray, writing: asyncio.Future[None]) -> memoryview:
+        """What comes next, and what is there besides while the buffer before is being written; nothing at the end."""
+        view = memoryview(buffer)
+        filled = count = await asyncio.get_running_loop().sock_recv_into(connection.socket, view)
+        while count and filled < len(buffer) and not writing.done():
+            try:
+                count = connection.socket.recv_into(view[filled:])
+            except BlockingIOError:
+                break
+            filled += count
+        return view[:filled]
 
     def _submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         return asyncio.wrap_future(self._workers.submit(function, *args, **kwargs))
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._submit(function, *args, **kwargs)
+
+
+def _portion(chunks: Iterator[bytes | memoryview]) -> list[bytes | memoryview]:
+    """The next chunks, together at least :data:`PORTION_BYTES`; none at the end."""
+    portion: list[bytes | memoryview] = []
+    size = 0
+    for chunk in chunks:
+        portion.append(chunk)
+        size += len(chunk)
+        if size >= PORTION_BYTES:
+            break
+    return portion
 
 
 def _brings(connection: _Connection, snapshot_id: str) -> bool:

@@ -3,12 +3,9 @@
 import contextlib
 import errno
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-
-from blake3 import blake3
 
 from geni_violin.core.errors import GeniViolinError, InvalidInput, MachineFault, NoSpace
 from geni_violin.runtime.processes import sync_folder, write_atomically
@@ -17,7 +14,6 @@ from geni_violin.runtime.wire import decode, encode
 PARTIAL_SUFFIX = ".partial"
 RECORD_SUFFIX = ".json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_READ_BYTES = 1 << 20
 
 T = TypeVar("T")
 
@@ -93,27 +89,3 @@ def remove_file(path: Path) -> None:
     """Have a file be gone, durably; it is fine if there is none."""
     path.unlink(missing_ok=True)
     sync_folder(path.parent)
-
-
-def damage(path: Path, size: int, checksum: str) -> str:
-    """What is wrong with a file that should have that size in bytes and that BLAKE3; empty if nothing is."""
-    try:
-        found_size, found_checksum = _size_and_checksum(path)
-    except OSError as error:
-        return f"{path}: {error.strerror}"
-    if found_size != size:
-        return f"{path} has {found_size} bytes instead of {size}"
-    if found_checksum != checksum:
-        return f"{path} has BLAKE3 {found_checksum} instead of {checksum}"
-    return ""
-
-
-def _size_and_checksum(path: Path) -> tuple[int, str]:
-    checksum, size, buffer = blake3(), 0, bytearray(_READ_BYTES)
-    with path.open("rb", buffering=0) as file:
-        # What is on the disk is wanted, not what the page cache remembers of it.
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        while count := file.readinto(buffer):
-            checksum.update(memoryview(buffer)[:count])
-            size += count
-    return size, checksum.hexdigest()

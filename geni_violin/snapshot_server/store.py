@@ -6,11 +6,14 @@ event loop; all may be called from several threads at a time. What must hold for
 * an image is *stored* only when its bytes and its checksum survive a power cut;
 * a snapshot is listed if and only if its manifest was published, and then all its images are stored, and its channel
   states are those that were sealed, or it has none;
-* opening a store again after a crash removes whatever is neither listed nor staged.
+* opening a store again after a crash removes whatever is neither listed nor staged, but for parts that images share:
+  those go with :meth:`ImageStore.free_leftovers`, which is for once after each start.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
 from geni_violin.core.errors import Conflict
 from geni_violin.core.messages import ChannelSummary, Manifest, SealChannels, StageRequest
@@ -21,12 +24,17 @@ MANIFEST_VERSION = 1
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image that is durable. ``stored_bytes`` is what it added to the store, ``blake3`` is of what was received."""
+    """An image that is durable.
+
+    ``stored_bytes`` is what it added to the store, ``blake3`` the root of the checksums of all that it consists of.
+    ``note`` is what people should know of it; mostly empty.
+    """
 
     vm: str
     received_bytes: int
     stored_bytes: int
     blake3: str
+    note: str = ""
 
 
 class ImageWriter(Protocol):
@@ -50,11 +58,32 @@ class ImageWriter(Protocol):
         """Remove whatever was written; at most once, and never after :meth:`finish` succeeded."""
 
 
+class ImageReader(Protocol):
+    """One image on its way out. Used by one thread at a time."""
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """A stream that QEMU loads to the state that was stored: the one received, or an equivalent one.
+
+        Each chunk stays as it is for as long as it is kept.
+
+        :raise MachineFault: part of the image is damaged, and nothing of that part was given out.
+        """
+
+    def close(self) -> None:
+        """Let go of the image; at most once, and of no iterator in the middle of a step."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 class ImageStore(Protocol):
     """Stagings, images and published snapshots."""
 
-    def free_bytes(self) -> int:
-        """How many bytes of images there is room for, what is reserved by stagings not taken off.
+    def free_bytes(self) -> int | None:
+        """How many bytes of images there is room for, what is reserved by stagings not taken off; None: unknown.
 
         :raise MachineFault: the disk cannot be asked.
         """
@@ -65,7 +94,7 @@ class ImageStore(Protocol):
         :raise InvalidInput: see ``names.check_stage_request``.
         :raise AlreadyExists: the name or the id is taken.
         :raise Conflict: the id is staged with other contents.
-        :raise NoSpace: there is no room for the images.
+        :raise NoSpace: there is no room for the images, or none left in the slice's quota.
         """
 
     def staging(self, snapshot_id: str) -> StageRequest:
@@ -128,11 +157,11 @@ class ImageStore(Protocol):
         :raise NotFound: there is none.
         """
 
-    def open_image(self, snapshot_id: str, vm: str) -> BinaryIO:
-        """The received bytes of an image of a published snapshot. They stay readable if the snapshot is deleted.
+    def open_image(self, snapshot_id: str, vm: str) -> ImageReader:
+        """An image of a published snapshot. It stays readable if the snapshot is deleted.
 
         :raise NotFound: no such snapshot or VM.
-        :raise MachineFault: the image is missing or cut short.
+        :raise MachineFault: the image is not the one of the manifest, or part of it is missing.
         """
 
     def channels(self, id_or_name: str) -> list[ChannelSummary]:
@@ -152,7 +181,7 @@ class ImageStore(Protocol):
         """Read everything of a snapshot back.
 
         :raise NotFound: there is no such snapshot.
-        :raise MachineFault: it is damaged; names each damaged VM and file.
+        :raise MachineFault: it is damaged; names what is damaged of which VM, and the object.
         """
 
     def delete(self, id_or_name: str) -> None:
@@ -161,8 +190,14 @@ class ImageStore(Protocol):
         :raise NotFound: there is none.
         """
 
+    def free_leftovers(self) -> None:
+        """Free the parts of images that a crash left and that nothing needs; what cannot be freed is logged, and stays.
+
+        It may take as long as reading all that the store knows of its images. Everything else may go on meanwhile.
+        """
+
     def close(self) -> None:
-        """Let another server use the store."""
+        """Let another server use the store; what is being freed is given up."""
 
 
 def check_publishable(

@@ -40,6 +40,8 @@ from geni_violin.runtime.clock import wall_s
 STREAM_BYTES = 192 * 1024
 PIECE_BYTES = 32 * 1024
 HEADER = b"QEVM\x00\x00\x00\x03"
+UNKNOWN_SECTION = b"\xff"
+"""No section of a stream begins with it, so the store keeps what follows as it is, whatever it looks like."""
 
 Trouble = Callable[[], Awaitable[None]]
 """What happens at a point; a MachineFault that it raises is the failure of what the point belongs to."""
@@ -222,7 +224,8 @@ class FakeQemu:
         await self._send(connection, image[STREAM_BYTES // 2 :])
 
     def _image(self) -> bytes:
-        return HEADER + blake3(self._seed).digest(length=STREAM_BYTES - len(HEADER))
+        begin = HEADER + UNKNOWN_SECTION
+        return begin + blake3(self._seed).digest(length=STREAM_BYTES - len(begin))
 
     async def _send(self, connection: socket.socket, data: bytes) -> None:
         for start in range(0, len(data), PIECE_BYTES):

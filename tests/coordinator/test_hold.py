@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from coordinator_harness import VMS, World, scenario
+from coordinator_harness import VMS, World, notes_of, scenario
 from fake_services import raises
 from fake_vm import fails, takes
 
@@ -35,7 +35,7 @@ async def test_the_order_in_the_network(world: World) -> None:
     cuts = {f"recolor {vm} 1" for vm in VMS}
     log = [entry for entry in world.controller.log if not entry.startswith("put")]
     assert (log[0], set(log[1:4]), log[4:]) == ("arm n1,n2,n3 1", cuts, ["disarm 1"])
-    assert (view.snapshot.network, view.snapshot.notes) == ("hold", ())
+    assert (view.snapshot.network, notes_of(view)) == ("hold", ())
     assert all(vm.network == "hold" and vm.hold_ms > 0 for vm in view.snapshot.vms)
 
 
@@ -290,7 +290,7 @@ async def test_a_hundred_snapshots_in_a_row(world: World) -> None:
     await world.recreate()
     for number in range(1, 101):
         view = await world.over(await world.take())
-        assert (view.state, view.snapshot.epoch, view.snapshot.notes) == ("committed", number, ()), view.failure
+        assert (view.state, view.snapshot.epoch, notes_of(view)) == ("committed", number, ()), view.failure
         world.committed.add(view.id)
         if number in (40, 41):
             await world.coordinator_service.stop()

@@ -84,8 +84,7 @@ async def test_a_failed_slice_is_restored_in_place_under_another_vlan_id(world: 
     assert (after["state"], after["epoch"]) == ("running", view.snapshot.epoch)
     assert after["vlan_id"] != before["vlan_id"]
     for vm in VMS:
-        stored = world.store_dir / "images" / view.id / f"{vm}.stream"
-        assert world.qemu(vm).loaded == stored.read_bytes()
+        assert world.qemu(vm).loaded == world.image(view.id, vm)
     assert (await world.commits()).snapshot.epoch == view.snapshot.epoch + 1
 
 
@@ -104,9 +103,9 @@ async def test_a_copy_beside_the_original(world: World) -> None:
 @scenario
 async def test_a_damaged_image_is_refused_before_any_vm_is_touched(world: World) -> None:
     view = await world.commits(name="here")
-    path = world.store_dir / "images" / view.id / "n2.stream"
+    path = world.store_dir / "objects/images" / view.id / "n2"
     data = bytearray(path.read_bytes())
-    data[100_000] ^= 1
+    data[100] ^= 1
     path.write_bytes(data)
     pids = {qemu.pid: len(qemu.trace) for qemu in world.qemus()}
     for body in ({}, {"as_slice": "twin"}):

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from geni_violin.runtime import pcap
 from geni_violin.runtime.http import bind
 from geni_violin.runtime.wire import encode
 from geni_violin.snapshot_server.api import create_app
-from geni_violin.snapshot_server.file_store import FileStore
+from geni_violin.snapshot_server.pages.page_store import open_folder
 from geni_violin.snapshot_server.store import ImageStore, StoredImage
+from geni_violin.snapshot_server.store_api import KeptStore
 
 HEADER = b"QEVM\x00\x00\x00\x03"
 MACS = {f"n{number}": f"52:54:00:00:00:0{number}" for number in (1, 2, 3)}
@@ -141,9 +142,19 @@ def take_sealed(store: ImageStore, snapshot_id: str = "id-1", name: str = "first
     return store.publish(manifest_of(request_of(snapshot_id, name, tuple(MACS)), stored, channels))
 
 
+ALWAYS = {"objects/.lock", "objects/store.json", "state/lock", "state/index.bin"}
+"""The files of a store without anything in it."""
+
+
 def files_below(folder: Path) -> set[str]:
-    """All files, as paths relative to ``folder``, without the lock."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {"lock"}
+    """All files, as paths relative to ``folder``, without those of an empty store."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - ALWAYS
+
+
+def image_of(store: ImageStore, snapshot_id: str, vm: str) -> bytes:
+    """All bytes of an image."""
+    with store.open_image(snapshot_id, vm) as reader:
+        return b"".join(reader.chunks())
 
 
 def changed(manifest: Manifest, **changes: Any) -> Manifest:
@@ -233,7 +244,7 @@ class InProcess:
 
 
 @contextlib.asynccontextmanager
-async def in_process(store: ImageStore) -> AsyncIterator[InProcess]:
+async def in_process(store: KeptStore) -> AsyncIterator[InProcess]:
     """A running server over ``store``, which is closed at the end."""
     listener = bind("127.0.0.1", 0)
     app = create_app(store, listener, lambda: None)
@@ -249,17 +260,30 @@ async def in_process(store: ImageStore) -> AsyncIterator[InProcess]:
 @contextlib.asynccontextmanager
 async def in_folder(folder: Path) -> AsyncIterator[InProcess]:
     """A running server over a store in ``folder``."""
-    async with in_process(FileStore(folder)) as server:
+    async with in_process(open_folder(folder)) as server:
         yield server
 
 
 _RUN = """
+import os
 import sys
 from pathlib import Path
+from geni_violin.snapshot_server.backends.opening import open_backend
 from geni_violin.snapshot_server.server import run_server
-run_server(host="127.0.0.1", port=0, ingest_host="127.0.0.1", ingest_port=0, store_dir=Path(sys.argv[1]),
-           on_ready=lambda url: print("ready", url, flush=True))
+folder, url, endpoint = sys.argv[1:]
+run_server(host="127.0.0.1", port=0, ingest_host="127.0.0.1", ingest_port=0, store_dir=Path(folder),
+           on_ready=lambda address: print("ready", address, flush=True),
+           open_bucket=(lambda: open_backend(url, os.environ, s3_endpoint=endpoint)) if url else None)
 """
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An object store for a server of its own process: where, and the environment variables with its credentials."""
+
+    url: str
+    endpoint: str
+    environment: Mapping[str, str]
 
 
 @dataclass
@@ -302,13 +326,19 @@ class OwnProcess:
 
 
 @contextlib.contextmanager
-def own_process(folder: Path, prefix: tuple[str, ...] = ()) -> Iterator[OwnProcess]:
+def own_process(
+    folder: Path, prefix: tuple[str, ...] = (), bucket: Bucket = Bucket("", "", {})
+) -> Iterator[OwnProcess]:
     """A server process over ``folder``; ended by SIGTERM if it still runs.
 
     :param prefix: a command that runs the command that follows it.
+    :param bucket: where images are kept instead, if it has an address.
     """
-    command = [*prefix, sys.executable, "-c", _RUN, str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [*prefix, sys.executable, "-c", _RUN, str(folder), bucket.url, bucket.endpoint]
+    environment = {**os.environ, **bucket.environment}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

@@ -34,13 +34,13 @@ from geni_violin.runtime import pcap
 from geni_violin.runtime.http import Peer
 from geni_violin.runtime.wire import decode, encode
 from geni_violin.snapshot_server import api
-from geni_violin.snapshot_server.file_store import FileStore
 from geni_violin.snapshot_server.names import MAX_RECORD_BYTES
+from geni_violin.snapshot_server.pages.page_store import open_folder
 from geni_violin.snapshot_server.store import StoredImage
 
 
 def _taken(folder: Path) -> Manifest:
-    store = FileStore(folder)
+    store = open_folder(folder)
     manifest = take(store, request_of())
     store.close()
     return manifest
@@ -90,8 +90,8 @@ def test_refusals_are_problem_documents(tmp_path: Path) -> None:
             _is_problem(await post("/v1/stagings/id-9/publish", json=other), 422, "invalid-input")
             _is_problem(await server.http.delete("/v1/stagings/id-1"), 409, "conflict", "published")
             _is_problem(await server.http.get("/v1/stagings/id-9/images/n1"), 404, "not-found")
-            (tmp_path / "images/id-1/n1.stream").write_bytes(b"")
-            _is_problem(await post("/v1/snapshots/first/verify"), 503, "machine-fault", "n1.stream")
+            (tmp_path / "objects/images/id-1/n1").write_bytes(b"")
+            _is_problem(await post("/v1/snapshots/first/verify"), 503, "machine-fault", "images/id-1/n1")
 
     asyncio.run(scenario())
 
@@ -219,7 +219,7 @@ def test_a_snapshot_without_channel_states_gives_no_frames(tmp_path: Path) -> No
 
 
 def test_refusals_of_channel_states(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     take_sealed(store)
     store.close()
     good = pcap.encode(RECEIVED["n1"])
@@ -240,7 +240,7 @@ def test_refusals_of_channel_states(tmp_path: Path) -> None:
             _is_problem(await post("/v1/stagings/id-9/channels", json=macs), 404, "not-found")
             _is_problem(await get("/v1/snapshots/first/vms/n9/channel"), 404, "not-found", "n9")
             _is_problem(await get("/v1/snapshots/none/frames"), 404, "not-found", "none")
-            (tmp_path / "channels/id-1/n2.channel").write_bytes(b"")
+            (tmp_path / "objects/channels/id-1/n2.channel").write_bytes(b"")
             _is_problem(await get("/v1/snapshots/first/vms/n2/channel"), 503, "machine-fault", "n2.channel")
             _is_problem(await post("/v1/snapshots/first/verify"), 503, "machine-fault", "n2.channel")
 
@@ -266,7 +266,7 @@ def test_a_record_of_any_size_over_a_real_connection(tmp_path: Path) -> None:
     with own_process(tmp_path) as server:
         server.stage(request_of())
         asyncio.run(bring(str(server.http.base_url)))
-    assert (tmp_path / "channels/id-1/n1.received").read_bytes() == whole
+    assert (tmp_path / "state/records/id-1/n1.received").read_bytes() == whole
 
 
 def test_a_record_that_breaks_off_is_not_kept(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_record_that_breaks_off_is_not_kept(tmp_path: Path) -> None:
             )
             connection.sendall(head.encode() + data)
         assert server.http.put("/v1/stagings/id-1/vms/n1/sent", content=data).json() == {}
-    assert [path.name for path in (tmp_path / "channels/id-1").iterdir()] == ["n1.sent"]
+    assert [path.name for path in (tmp_path / "state/records/id-1").iterdir()] == ["n1.sent"]
 
 
 def test_a_record_that_does_not_come_makes_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

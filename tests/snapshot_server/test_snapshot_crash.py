@@ -11,6 +11,7 @@ from snapshot_harness import (
     IN_TRANSIT,
     MACS,
     files_below,
+    image_of,
     manifest_of,
     request_of,
     stage_recorded,
@@ -23,11 +24,12 @@ from snapshot_harness import (
 
 from geni_violin.core.errors import MachineFault, NoSpace
 from geni_violin.core.messages import Manifest, SealChannels
-from geni_violin.runtime import pcap, processes
+from geni_violin.runtime import pcap
 from geni_violin.snapshot_server import records
-from geni_violin.snapshot_server.file_store import FileStore
+from geni_violin.snapshot_server.backends import local
+from geni_violin.snapshot_server.pages.page_store import PageStore, open_folder
 
-STEPS = ("fsync", "replace", "unlink", "mkdir", "rmdir")
+STEPS = ("fsync", "replace", "link", "unlink", "mkdir", "rmdir")
 
 
 class PowerCut(BaseException):
@@ -45,9 +47,9 @@ class Recorder:
 
     def _watched(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def step(*args: Any, **kwargs: Any) -> Any:
-            if len(self.steps) == self._cut_before:
+            if 0 <= self._cut_before <= len(self.steps):  # and what comes after it does not happen either
                 raise PowerCut
-            target = args[-1] if name == "replace" else args[0]
+            target = args[1] if name in ("replace", "link") else args[0]
             self.steps.append((name, _path_of(target)))
             return real(*args, **kwargs)
 
@@ -58,59 +60,73 @@ def _path_of(target: Any) -> str:
     return Path(f"/proc/self/fd/{target}").readlink().name if isinstance(target, int) else Path(target).name
 
 
+def crash(store: PageStore) -> None:
+    """Let go of the store's locks as the end of its process would; nothing is kept that was not kept before."""
+    store._packer.close()
+    store._opened._locks.close()
+
+
+def _secured(steps: list[tuple[str, str]], name: str, folder: str) -> None:
+    """An object was given its name after its bytes were on the disk, and its folder was synced after that."""
+    at = steps.index(("link", name))
+    before = steps[max((number for number in range(at) if steps[number][0] == "link"), default=-1) + 1 : at]
+    assert before[0][0] == "fsync"
+    assert steps[at + 1] == ("fsync", folder)
+
+
 def test_an_image_is_secured_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     store.stage(request_of())
     writer = store.open_writer("id-1", "n1")
     writer.write(memoryview(stream_of(5000)))
     recorder = Recorder(monkeypatch)
     stored = writer.finish()
-    assert recorder.steps == [
-        ("fsync", "n1.stream.partial"),
-        ("fsync", "n1.json.partial"),
-        ("replace", "n1.json"),
-        ("fsync", "id-1"),
-        ("replace", "n1.stream"),
-        ("fsync", "id-1"),
-    ]
+    pack = Path(_packs_below(tmp_path)[0]).name
+    assert [name for step, name in recorder.steps if step == "link"] == [pack, "n1"]
+    _secured(recorder.steps, pack, "packs")
+    recorder.steps = recorder.steps[recorder.steps.index(("fsync", "packs")) + 2 :]  # and the temporary name's removal
+    _secured(recorder.steps, "n1", "id-1")
     recorder.steps.clear()
     store.publish(manifest_of(request_of(), [stored]))
-    assert recorder.steps == [
-        ("fsync", "id-1.json.partial"),
-        ("replace", "id-1.json"),
-        ("fsync", "manifests"),
-        ("unlink", "id-1.json"),
-        ("fsync", "stagings"),
-    ]
+    _secured(recorder.steps, "id-1.json", "manifests")
+    assert recorder.steps[-2:] == [("unlink", "id-1.json"), ("fsync", "stagings")]
     recorder.steps.clear()
     store.delete("id-1")
-    removals = [step for step in recorder.steps if step[0] == "unlink"]
-    assert removals[:2] == [("unlink", "id-1.json"), ("unlink", "id-1.json")]  # its staging (none), its manifest
-    assert recorder.steps.index(("fsync", "manifests")) < recorder.steps.index(("unlink", "n1.stream"))
+    removals = [name for step, name in recorder.steps if step == "unlink"]
+    assert removals == ["id-1.json", "id-1.json", "n1", pack]  # its staging (none), its manifest, ...
+    assert recorder.steps.index(("fsync", "manifests")) < recorder.steps.index(("unlink", "n1"))
+    assert recorder.steps.index(("fsync", "id-1")) < recorder.steps.index(("unlink", pack))
     store.close()
 
 
 def test_channel_states_are_secured_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     stored = stage_recorded(store)
     recorder = Recorder(monkeypatch)
     store.put_record("id-1", "n1", "sent", pcap.encode([]))
     assert recorder.steps[-3:] == [("fsync", "n1.sent.partial"), ("replace", "n1.sent"), ("fsync", "id-1")]
     recorder.steps.clear()
     channels = store.seal_channels("id-1", SealChannels(MACS))
-    files = [*(f"{vm}.channel" for vm in MACS), "sealed.json"]
-    written = [step for name in files for step in (("fsync", f"{name}.partial"), ("replace", name), ("fsync", "id-1"))]
-    assert recorder.steps[-len(written) :] == written
+    names = [*(f"{vm}.channel" for vm in MACS), "sealed.json"]
+    assert [name for step, name in recorder.steps if step == "link"] == names
+    for name in names:
+        _secured(recorder.steps, name, "id-1")
     recorder.steps.clear()
     store.publish(manifest_of(request_of(vms=tuple(MACS)), stored, channels))
-    removed = [name for step, name in recorder.steps if step == "unlink"]
+    removed = [name for step, name in recorder.steps if step == "unlink" and "." in name]
     assert removed[0] == "id-1.json"
     assert sorted(removed[1:]) == sorted(f"{vm}.{kind}" for vm in MACS for kind in ("received", "sent"))
     assert recorder.steps.index(("fsync", "manifests")) < recorder.steps.index(("unlink", "id-1.json"))
     store.close()
 
 
-def _life(store: FileStore, done: list[str]) -> None:
+def _packs_below(folder: Path) -> list[str]:
+    """The packs, the oldest first."""
+    names = [name for name in files_below(folder) if name.startswith("objects/packs/")]
+    return sorted(names, key=lambda name: (folder / name).stat().st_mtime_ns)
+
+
+def _life(store: PageStore, done: list[str]) -> None:
     """Two snapshots come, one goes, and one is discarded; ``done`` says how far that got."""
     first = take(store, request_of("id-1", "first", ("n1", "n2")))
     done.append("first is published")
@@ -126,10 +142,13 @@ def _life(store: FileStore, done: list[str]) -> None:
 
 
 def _check_reopened(folder: Path, done: list[str]) -> None:
-    store = FileStore(folder)
+    store = open_folder(folder)
     listed = {manifest.name for manifest in store.snapshots()}
-    known = {manifest.id for manifest in store.snapshots()} | {path.stem for path in (folder / "stagings").iterdir()}
-    assert {path.name for path in (folder / "images").iterdir()} <= known
+    known = {manifest.id for manifest in store.snapshots()}
+    known |= {path.stem for path in (folder / "state/stagings").iterdir()}
+    assert {name.split("/")[2] for name in files_below(folder) if name.startswith("objects/images/")} <= known
+    store.free_leftovers()
+    assert store.plan_collection().delete == ()
     for name in listed:
         store.verify(name)
     sure = {name for name in ("first", "third") if f"{name} is published" in done}
@@ -138,7 +157,7 @@ def _check_reopened(folder: Path, done: list[str]) -> None:
     assert listed >= sure - gone - ({"first"} if "third is published" in done else set())
     assert not listed & gone
     assert "second" not in listed
-    if done == ["first is published", "second is stored"] and (folder / "stagings/id-2.json").exists():
+    if done == ["first is published", "second is stored"] and (folder / "state/stagings/id-2.json").exists():
         assert store.stored_image("id-2", "n1") is not None
     for snapshot_id in ("id-1", "id-2", "id-3"):
         if snapshot_id not in {manifest.id for manifest in store.snapshots()}:
@@ -146,7 +165,6 @@ def _check_reopened(folder: Path, done: list[str]) -> None:
     for manifest in store.snapshots():
         store.delete(manifest.id)
     assert files_below(folder) == set()
-    assert list((folder / "images").iterdir()) == []
     store.close()
 
 
@@ -154,17 +172,17 @@ def test_the_power_may_fail_before_any_step(tmp_path: Path, monkeypatch: pytest.
     cuts = 0
     while True:
         folder, done = tmp_path / str(cuts), list[str]()
-        store = FileStore(folder)
+        store = open_folder(folder)
         with monkeypatch.context() as patch:
             Recorder(patch, cut_before=cuts)
             try:
                 _life(store, done)
-            except PowerCut:
+            except (PowerCut, MachineFault):  # a worker's power cut is told as a fault by the stream
                 cuts += 1
                 crashed = True
             else:
                 crashed = False
-        store.close()
+        crash(store)
         _check_reopened(folder, done)
         if not crashed:
             break
@@ -173,7 +191,7 @@ def test_the_power_may_fail_before_any_step(tmp_path: Path, monkeypatch: pytest.
 
 def _check_sealed_life(folder: Path, done: list[str]) -> None:
     """Whatever was cut short, asking for everything again gives the same snapshot."""
-    store = FileStore(folder)
+    store = open_folder(folder)
     assert not [name for name in files_below(folder) if name.endswith(".partial")]
     if "published" in done:
         assert [manifest.name for manifest in store.snapshots()] == ["first"]
@@ -186,7 +204,7 @@ def _check_sealed_life(folder: Path, done: list[str]) -> None:
     assert not [name for name in files_below(folder) if name.endswith((".received", ".sent"))]
     store.delete("first")
     assert files_below(folder) == set()
-    assert list((folder / "channels").iterdir()) == []
+    assert list((folder / "state/records").iterdir()) == []
     store.close()
 
 
@@ -196,7 +214,7 @@ def test_the_power_may_fail_before_any_step_of_a_sealed_snapshot(
     cuts, crashed = 0, True
     while crashed:
         folder, done = tmp_path / str(cuts), list[str]()
-        store = FileStore(folder)
+        store = open_folder(folder)
         with monkeypatch.context() as patch:
             Recorder(patch, cut_before=cuts)
             try:
@@ -206,11 +224,11 @@ def test_the_power_may_fail_before_any_step_of_a_sealed_snapshot(
                 done.append("sealed")
                 store.publish(manifest_of(request_of(vms=tuple(MACS)), stored, channels))
                 done.append("published")
-            except PowerCut:
+            except (PowerCut, MachineFault):  # a worker's power cut is told as a fault by the stream
                 cuts += 1
             else:
                 crashed = False
-        store.close()
+        crash(store)
         _check_sealed_life(folder, done)
     assert cuts > 60  # such a life has that many steps; fewer would mean that they are no longer seen
 
@@ -219,36 +237,37 @@ def test_the_power_may_fail_while_a_sealed_snapshot_is_deleted(tmp_path: Path, m
     cuts, crashed = 0, True
     while crashed:
         folder = tmp_path / str(cuts)
-        store = FileStore(folder)
+        store = open_folder(folder)
         take_sealed(store)
         with monkeypatch.context() as patch:
             Recorder(patch, cut_before=cuts)
             try:
                 store.delete("first")
-            except PowerCut:
+            except (PowerCut, MachineFault):  # a worker's power cut is told as a fault by the stream
                 cuts += 1
             else:
                 crashed = False
-        store.close()
-        store = FileStore(folder)
+        crash(store)
+        store = open_folder(folder)
         for manifest in store.snapshots():
             assert {vm: words_of(store.channel(manifest.id, vm)) for vm in MACS} == IN_TRANSIT
             store.verify(manifest.id)
             store.delete(manifest.id)
+        store.collect(store.plan_collection())
         assert files_below(folder) == set()
-        assert list((folder / "channels").iterdir()) == []
+        assert list((folder / "state/records").iterdir()) == []
         store.close()
     assert cuts > 8
 
 
 def test_what_is_durable_and_staged_outlives_a_crash(tmp_path: Path) -> None:
     request = request_of(vms=("n1", "n2"))
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     store.stage(request)
     first = store_image(store, "id-1", "n1", stream_of(5000))
     store.open_writer("id-1", "n2").write(memoryview(stream_of(5000)))
-    store.close()
-    store = FileStore(tmp_path)
+    crash(store)
+    store = open_folder(tmp_path)
     assert store.stored_image("id-1", "n1") == first
     assert store.stored_image("id-1", "n2") is None
     assert not [name for name in files_below(tmp_path) if name.endswith(".partial")]
@@ -266,55 +285,77 @@ def _flip_a_bit(path: Path) -> None:
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "BLAKE3": _flip_a_bit,
-    "4999 bytes": lambda path: os.truncate(path, 4999),
-    "No such file": Path.unlink,
+    "ends before": lambda path: os.truncate(path, 4000),
+    "no object": Path.unlink,
 }
 
 
 @pytest.mark.parametrize("words", DAMAGES)
 def test_damage_is_found_and_named(tmp_path: Path, words: str) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     take(store, request_of(vms=("n1", "n2")))
-    path = tmp_path / "images/id-1/n2.stream"
-    DAMAGES[words](path)
+    second = _packs_below(tmp_path)[1]
+    DAMAGES[words](tmp_path / second)
     with pytest.raises(MachineFault) as caught:
         store.verify("first")
     assert words in caught.value.message
-    assert str(path) in caught.value.message
+    assert second.removeprefix("objects/") in caught.value.message
     assert "VM n2" in caught.value.message
     assert "VM n1" not in caught.value.message
+    store.close()
+
+
+MAP_DAMAGES: dict[str, Callable[[Path], object]] = {
+    "BLAKE3": _flip_a_bit,
+    "does not have the BLAKE3": lambda path: os.truncate(path, 100),
+    "no object": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("words", MAP_DAMAGES)
+def test_a_damaged_map_is_found_and_named(tmp_path: Path, words: str) -> None:
+    store = open_folder(tmp_path)
+    take(store, request_of(vms=("n1", "n2")))
+    MAP_DAMAGES[words](tmp_path / "objects/images/id-1/n2")
+    for call in (lambda: store.verify("first"), lambda: store.open_image("id-1", "n2")):
+        with pytest.raises(MachineFault) as caught:
+            call()
+        assert words in caught.value.message
+        assert "images/id-1/n2" in caught.value.message
+        assert "VM n2" in caught.value.message
+        assert "VM n1" not in caught.value.message
     store.close()
 
 
 CHANNEL_DAMAGES: dict[str, Callable[[Path], object]] = {
     "BLAKE3": _flip_a_bit,
     "30 bytes": lambda path: os.truncate(path, 30),
-    "No such file": Path.unlink,
+    "no object": Path.unlink,
 }
 
 
 @pytest.mark.parametrize("words", CHANNEL_DAMAGES)
 def test_a_damaged_channel_state_is_named_and_not_given_back(tmp_path: Path, words: str) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     take_sealed(store)
-    path = tmp_path / "channels/id-1/n2.channel"
-    CHANNEL_DAMAGES[words](path)
+    key = "channels/id-1/n2.channel"
+    CHANNEL_DAMAGES[words](tmp_path / "objects" / key)
     for call in (lambda: store.verify("first"), lambda: store.channel("first", "n2")):
         with pytest.raises(MachineFault) as caught:
             call()
         assert words in caught.value.message
-        assert str(path) in caught.value.message
+        assert key in caught.value.message
     assert words_of(store.channel("first", "n1")) == IN_TRANSIT["n1"]
     store.close()
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_text("{")])
 def test_a_lost_seal_is_no_snapshot_without_frames(tmp_path: Path, harm: Callable[[Path], object]) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     take_sealed(store)
-    harm(tmp_path / "channels/id-1/sealed.json")
+    harm(tmp_path / "objects/channels/id-1/sealed.json")
     store.close()
-    store = FileStore(tmp_path)  # a damaged snapshot does not keep the others from being served
+    store = open_folder(tmp_path)  # a damaged snapshot does not keep the others from being served
     for call in (lambda: store.verify("first"), lambda: store.channel("first", "n2")):
         with pytest.raises(MachineFault, match=r"sealed\.json"):
             call()
@@ -323,33 +364,35 @@ def test_a_lost_seal_is_no_snapshot_without_frames(tmp_path: Path, harm: Callabl
     store.close()
 
 
-@pytest.mark.parametrize("words", ["4999 bytes", "No such file"])
+@pytest.mark.parametrize("words", DAMAGES)
 def test_a_damaged_image_is_not_given_back(tmp_path: Path, words: str) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     take(store, request_of())
-    DAMAGES[words](tmp_path / "images/id-1/n1.stream")
+    DAMAGES[words](tmp_path / _packs_below(tmp_path)[0])
     with pytest.raises(MachineFault, match=words):
-        store.open_image("id-1", "n1")
+        image_of(store, "id-1", "n1")
     store.close()
 
 
 def test_an_unreadable_manifest_is_named_and_its_images_are_kept(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     take(store, request_of())
     store.close()
-    (tmp_path / "manifests/id-1.json").write_text("{")
-    store = FileStore(tmp_path)
+    (tmp_path / "objects/manifests/id-1.json").write_text("{")
+    store = open_folder(tmp_path)
     with pytest.raises(MachineFault, match=r"manifests/id-1\.json cannot be read"):
         store.snapshots()
-    assert (tmp_path / "images/id-1/n1.stream").exists()
+    assert (tmp_path / "objects/images/id-1/n1").exists()
     store.close()
 
 
 def test_a_manifest_of_a_newer_release_is_named(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     take(store, request_of())
-    path = tmp_path / "manifests/id-1.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    store.close()
+    path = tmp_path / "objects/manifests/id-1.json"
+    path.write_text(path.read_text().replace('"version":1', '"version":2'))
+    store = open_folder(tmp_path)
     with pytest.raises(MachineFault, match="of version 2"):
         store.snapshots()
     store.close()
@@ -357,11 +400,12 @@ def test_a_manifest_of_a_newer_release_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["record", "seal"])
 def test_a_full_disk_while_channel_states_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     stage_recorded(store)
     before = files_below(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(records, "write_atomically", _write_to_full_device)
+        patch.setattr(local, "_write_durably", _fill_the_device)
         with pytest.raises(NoSpace, match="disk is full"):
             if step == "record":
                 store.put_record("id-1", "n1", "received", pcap.encode([]))
@@ -376,11 +420,11 @@ def test_a_full_disk_at_the_commit_point_leaves_the_snapshot_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = request_of()
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     store.stage(request)
     manifest = manifest_of(request, [store_image(store, "id-1", "n1", stream_of(5000))])
     with monkeypatch.context() as patch:
-        patch.setattr(records, "write_atomically", _write_to_full_device)
+        patch.setattr(local, "_write_durably", _fill_the_device)
         with pytest.raises(NoSpace, match="disk is full"):
             store.publish(manifest)
     assert store.snapshots() == list[Manifest]()
@@ -394,17 +438,16 @@ def test_a_full_disk_just_after_the_commit_point_is_not_told_as_a_certain_no(
 ) -> None:
     """The manifest has its name; only its folder could not be synced. Whoever asked has to ask again."""
     request = request_of()
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     store.stage(request)
     manifest = manifest_of(request, [store_image(store, "id-1", "n1", stream_of(5000))])
-    written = processes.write_atomically
 
-    def write_then_fail(path: Path, data: bytes) -> None:
-        written(path, data)
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(folder: Path) -> None:
+        if folder.name == "manifests":
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
     with monkeypatch.context() as patch:
-        patch.setattr(records, "write_atomically", write_then_fail)
+        patch.setattr(local, "sync_folder", fail)
         with pytest.raises(MachineFault) as caught:
             store.publish(manifest)
     assert not isinstance(caught.value, NoSpace)
@@ -413,8 +456,15 @@ def test_a_full_disk_just_after_the_commit_point_is_not_told_as_a_certain_no(
     store.close()
 
 
+def _fill_the_device(path: Path, data: bytes | memoryview) -> None:
+    """As much of an object as there is room for."""
+    path.write_bytes(bytes(data[:1]))
+    with Path("/dev/full").open("wb", buffering=0) as file:
+        file.write(data)
+
+
 def _write_to_full_device(path: Path, data: bytes) -> None:
     """Leaves the half-written file that the real one would, with the kernel's own error."""
-    path.with_name(path.name + ".partial").write_bytes(data[:1])
+    path.with_name(path.name + ".partial").write_bytes(bytes(data[:1]))
     with Path("/dev/full").open("wb", buffering=0) as file:
         file.write(data)

@@ -12,7 +12,7 @@ from geni_violin.coordinator.api import Coordinator, create_app
 from geni_violin.core.messages import ChannelSummary
 from geni_violin.runtime.settings import Settings
 from geni_violin.runtime.wire import decode
-from geni_violin.snapshot_server.file_store import FileStore
+from geni_violin.snapshot_server.pages.page_store import open_folder
 
 Play = Callable[[Callable[[httpx.AsyncClient], Awaitable[None]]], None]
 CONTROLLER = "http://127.0.0.1:1"  # nobody's
@@ -21,7 +21,7 @@ CONTROLLER = "http://127.0.0.1:1"  # nobody's
 @pytest.fixture
 def play(tmp_path: Path) -> Play:
     """Plays a scenario on a coordinator whose snapshot server has a sealed snapshot, "first", and one without."""
-    store = FileStore(tmp_path / "store")
+    store = open_folder(tmp_path / "store")
     take_sealed(store)
     take(store, request_of("id-2", "second"))
     store.close()

@@ -29,9 +29,10 @@ from snapshot_harness import (
 
 from geni_violin.core.errors import InvalidInput
 from geni_violin.runtime.wire import encode
-from geni_violin.snapshot_server.file_store import FileStore
-from geni_violin.snapshot_server.file_writer import FileWriter
+from geni_violin.snapshot_server.backends.local import LocalBackend
 from geni_violin.snapshot_server.ingest import Get, Put, parse_opening
+from geni_violin.snapshot_server.pages.page_store import PageStore, open_folder
+from geni_violin.snapshot_server.records import disk_faults
 from geni_violin.snapshot_server.store import StoredImage
 from geni_violin.snapshot_server.stream_guard import MIN_STREAM_BYTES, StreamGuard
 
@@ -57,7 +58,24 @@ async def _fails(server: InProcess, words: str, folder: Path) -> None:
     status = await server.status()
     assert status["state"] == "failed", status
     assert words in status["reason"]
-    assert files_below(folder) == {"stagings/id-1.json"}
+    assert files_below(folder) == {"state/stagings/id-1.json"}
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError("it did not come about within 20 s")
+
+
+async def _publish(server: InProcess) -> None:
+    """The image is durable, and its snapshot is published."""
+    status = await server.status()
+    assert status["state"] == "durable", status
+    stored = StoredImage("n1", status["received_bytes"], status["stored_bytes"], status["blake3"])
+    manifest = encode(manifest_of(request_of(), [stored]))
+    assert (await server.http.post("/v1/stagings/id-1/publish", json=manifest)).status_code == 200
 
 
 def _is_reset(connection: socket.socket) -> bool:
@@ -77,6 +95,13 @@ def _send_until_refused(connection: socket.socket, data: bytes) -> None:
             connection.sendall(data)
 
 
+def _send_all_different(connection: socket.socket) -> None:
+    """Send for ever what is not in the store yet; the server must end that."""
+    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+        for seed in range(256):
+            connection.sendall(stream_of(MIB, seed))
+
+
 def test_an_image_comes_and_goes(run: Run) -> None:
     data = stream_of(5 * MIB + 17)
 
@@ -86,10 +111,9 @@ def test_an_image_comes_and_goes(run: Run) -> None:
         assert (await server.status(wait_ms=0))["state"] == "waiting"
         await server.put(token, data)
         status = await server.status()
-        assert (status["state"], status["received_bytes"], status["stored_bytes"]) == ("durable", len(data), len(data))
-        stored = StoredImage("n1", status["received_bytes"], status["stored_bytes"], status["blake3"])
-        published = await server.http.post("/v1/stagings/id-1/publish", json=encode(manifest_of(request, [stored])))
-        assert published.status_code == 200
+        assert (status["state"], status["received_bytes"]) == ("durable", len(data))
+        assert len(data) < status["stored_bytes"] < len(data) + 4096  # these bytes cannot be compressed
+        await _publish(server)
         assert await asyncio.to_thread(get, server.address, "id-1", "n1") == data
         assert (await server.status())["state"] == "durable"
 
@@ -110,7 +134,7 @@ def test_many_images_come_at_once(run: Run) -> None:
     run(scenario)
 
 
-def test_a_stream_in_small_portions_with_its_opening(run: Run, tmp_path: Path) -> None:
+def test_a_stream_in_small_portions_with_its_opening(run: Run) -> None:
     """Where TCP cuts the bytes is nobody's choice: the opening and the stream's beginning may come in any portions."""
     data = stream_of(3000)
 
@@ -125,21 +149,22 @@ def test_a_stream_in_small_portions_with_its_opening(run: Run, tmp_path: Path) -
     async def scenario(server: InProcess) -> None:
         token = (await server.stage(request_of()))["n1"]
         await asyncio.to_thread(send, server.address, token)
-        assert (await server.status())["state"] == "durable"
-        assert (tmp_path / "images/id-1/n1.stream").read_bytes() == data
+        await _publish(server)
+        assert await asyncio.to_thread(get, server.address, "id-1", "n1") == data
 
     run(scenario)
 
 
 def test_a_connection_that_breaks_leaves_nothing(run: Run, tmp_path: Path) -> None:
     async def scenario(server: InProcess) -> None:
-        connection, answer = await server.open({"put": (await server.stage(request_of()))["n1"]})
+        request = request_of(expected_bytes=64 * MIB)
+        connection, answer = await server.open({"put": (await server.stage(request))["n1"]})
         assert answer == {"ok": True}
-        connection.sendall(stream_of(2 * MIB))
-        await server.until_received(2 * MIB)
-        assert "images/id-1/n1.stream.partial" in files_below(tmp_path)
+        await asyncio.to_thread(connection.sendall, stream_of(40 * MIB))
+        await server.until_received(40 * MIB)
+        await _until(lambda: any(name.startswith("objects/packs/") for name in files_below(tmp_path)))
         reset(connection)
-        await _fails(server, "the connection broke after 2097152 bytes", tmp_path)
+        await _fails(server, "the connection broke after 41943040 bytes", tmp_path)
 
     run(scenario)
 
@@ -203,7 +228,7 @@ def test_a_token_is_good_for_one_connection(run: Run) -> None:
     ],
 )
 def test_a_wrong_opening_is_answered(tmp_path: Path, run: Run, opening: dict[str, str] | bytes, words: str) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     take(store, request_of())
     store.close()
 
@@ -237,7 +262,7 @@ def test_discarding_ends_the_streams(run: Run, tmp_path: Path) -> None:
 
 
 def test_stopping_the_server_ends_the_streams(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
+    store = open_folder(tmp_path)
     take(store, request_of("id-0", "zeroth", expected_bytes=64 * MIB), size=64 * MIB)
     store.close()
 
@@ -251,41 +276,46 @@ def test_stopping_the_server_ends_the_streams(tmp_path: Path) -> None:
         with connection, idle, slow:
             assert _is_reset(connection)
             assert _is_reset(slow)
-        assert {name for name in files_below(tmp_path) if "id-1" in name} == {"stagings/id-1.json"}
+        assert {name for name in files_below(tmp_path) if "id-1" in name} == {"state/stagings/id-1.json"}
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-class _FullWriter(FileWriter):
-    """Writes one VM's bytes to /dev/full, where the kernel itself answers ENOSPC."""
+class _FillableBackend(LocalBackend):
+    """A folder on a disk that can be full: then the kernel itself answers ENOSPC, for packs."""
 
-    def write(self, data: memoryview) -> None:
-        if self._vm == "full" and self._received_bytes > 0:
-            self._file.close()
-            self._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
-        super().write(data)
+    full = False
+
+    def put(self, key: str, data: bytes | memoryview | Path) -> None:
+        if self.full and key.startswith("packs/"):
+            with disk_faults(f"object {key} cannot be written", Path("/dev")), Path("/dev/full").open("wb", 0) as file:
+                file.write(bytes(1))
+        super().put(key, data)
 
 
-def test_a_full_device_fails_one_stream_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("geni_violin.snapshot_server.file_store.FileWriter", _FullWriter)
+def test_a_full_device_fails_one_stream_and_no_other(tmp_path: Path) -> None:
+    backend = _FillableBackend(tmp_path / "objects")
+    backend.full = True
 
     async def scenario() -> None:
-        async with in_process(FileStore(tmp_path)) as server:
+        async with in_process(PageStore(backend, tmp_path / "state")) as server:
             tokens = await server.stage(request_of(vms=("full", "n1"), expected_bytes=1 << 30))
             good, _answer = await server.open({"put": tokens["n1"]})
             good.sendall(stream_of(MIB)[:1000])
             bad, _answer = await server.open({"put": tokens["full"]})
             bad.sendall(HEADER)
-            await asyncio.to_thread(_send_until_refused, bad, stream_of(MIB))
+            await asyncio.to_thread(_send_all_different, bad)
             bad.close()
             status = await server.status(vm="full")
             assert status["state"] == "failed"
             assert "the snapshot server's disk is full" in status["reason"]
+            backend.full = False
             await asyncio.to_thread(good.sendall, stream_of(MIB)[1000:])
             good.close()
             assert (await server.status(vm="n1"))["state"] == "durable"
-            left = {"stagings/id-1.json", "images/id-1/n1.stream", "images/id-1/n1.json"}
-            assert files_below(tmp_path) == left
+            left = {name for name in files_below(tmp_path) if not name.startswith("objects/packs/")}
+            assert left == {"state/stagings/id-1.json", "objects/images/id-1/n1"}
+            assert len(files_below(tmp_path)) == 3
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 

@@ -17,6 +17,7 @@ from snapshot_harness import (
     changed,
     files_below,
     frame_to,
+    image_of,
     manifest_of,
     request_of,
     stage_recorded,
@@ -31,7 +32,6 @@ from snapshot_harness import (
 from geni_violin.core.errors import AlreadyExists, Conflict, InvalidInput, MachineFault, NoSpace, NotFound
 from geni_violin.core.messages import SealChannels
 from geni_violin.runtime import pcap
-from geni_violin.snapshot_server.file_store import FileStore
 from geni_violin.snapshot_server.names import (
     MAX_RECORD_BYTES,
     check_record_size,
@@ -39,9 +39,10 @@ from geni_violin.snapshot_server.names import (
     checked_identifier,
     is_identifier,
 )
+from geni_violin.snapshot_server.pages.page_store import open_folder
 from geni_violin.snapshot_server.store import ImageStore
 
-STORES: dict[str, Callable[[Path], ImageStore]] = {"files": FileStore}
+STORES: dict[str, Callable[[Path], ImageStore]] = {"pages": open_folder}
 
 
 @pytest.fixture(params=STORES)
@@ -61,8 +62,7 @@ def test_what_was_stored_is_given_back(store: ImageStore) -> None:
     assert store.snapshots() == [manifest]
     assert store.snapshot("id-1") == store.snapshot("first") == store.verify("first") == manifest
     for seed, vm in enumerate(("n1", "n2")):
-        with store.open_image("id-1", vm) as file:
-            assert file.read() == stream_of(5000, seed)
+        assert image_of(store, "id-1", vm) == stream_of(5000, seed)
 
 
 def test_a_snapshot_does_not_exist_before_it_is_published(store: ImageStore) -> None:
@@ -107,8 +107,14 @@ def test_a_name_is_free_again_after_delete_and_discard(store: ImageStore) -> Non
     assert [manifest.id for manifest in store.snapshots()] == ["id-3"]
 
 
-def test_no_room_is_told_with_figures(store: ImageStore) -> None:
+def free_bytes_of(store: ImageStore) -> int:
     free = store.free_bytes()
+    assert free is not None, "a folder can tell its room"
+    return free
+
+
+def test_no_room_is_told_with_figures(store: ImageStore) -> None:
+    free = free_bytes_of(store)
     with pytest.raises(NoSpace, match=rf"may need {2 * free} bytes, \d+ are free"):
         store.stage(request_of(expected_bytes=free, vms=("n1", "n2")))
     with pytest.raises(NotFound):
@@ -117,7 +123,7 @@ def test_no_room_is_told_with_figures(store: ImageStore) -> None:
 
 def test_room_is_promised_once(store: ImageStore) -> None:
     """Two snapshots that fit one at a time do not fit together; what is stored is no longer reserved."""
-    three_fifths = store.free_bytes() * 3 // 5
+    three_fifths = free_bytes_of(store) * 3 // 5
     store.stage(request_of(expected_bytes=three_fifths))
     with pytest.raises(NoSpace, match="reserved"):
         store.stage(request_of("id-2", "second", expected_bytes=three_fifths))
@@ -217,9 +223,9 @@ def test_discarding(store: ImageStore, tmp_path: Path) -> None:
 def test_an_image_stays_readable_while_its_snapshot_is_deleted(store: ImageStore, tmp_path: Path) -> None:
     before = files_below(tmp_path)
     take(store, request_of(), size=3 * MIB)
-    with store.open_image("id-1", "n1") as file:
+    with store.open_image("id-1", "n1") as reader:
         store.delete("id-1")
-        assert len(file.read()) == 3 * MIB
+        assert sum(len(chunk) for chunk in reader.chunks()) == 3 * MIB
     assert files_below(tmp_path) == before
     with pytest.raises(NotFound):
         store.delete("id-1")
@@ -264,7 +270,7 @@ def test_a_snapshot_that_was_not_sealed_has_no_channel_state(store: ImageStore, 
     store.publish(manifest_of(request, stored))
     assert store.channels("first") == []
     assert {words for vm in MACS for words in words_of(store.channel("first", vm))} == set()
-    assert not [name for name in files_below(tmp_path) if name.startswith("channels")]
+    assert not [name for name in files_below(tmp_path) if "channels" in name or "records" in name]
     store.verify("first")
 
 
@@ -344,7 +350,7 @@ def test_a_record_has_a_largest_size() -> None:
 
 
 def test_a_record_without_room_is_refused(store: ImageStore) -> None:
-    store.stage(request_of(expected_bytes=store.free_bytes() - 8 * MIB))
+    store.stage(request_of(expected_bytes=free_bytes_of(store) - 8 * MIB))
     with pytest.raises(NoSpace, match="no room for what VM n1 received"):
         store.put_record("id-1", "n1", "received", pcap.encode([pcap.Frame(0, bytes(60_000))] * 200))
 
@@ -378,7 +384,7 @@ def test_discarding_and_deleting_remove_channel_states(store: ImageStore, tmp_pa
     assert not [name for name in files_below(tmp_path) if name.endswith((".received", ".sent"))]
     store.delete("first")
     assert files_below(tmp_path) == before
-    assert [path.name for path in (tmp_path / "channels").iterdir()] == []
+    assert list((tmp_path / "state/records").iterdir()) == []
     with pytest.raises(NotFound):
         store.channels("first")
 
@@ -463,7 +469,7 @@ def test_no_method_takes_an_identifier_that_cannot_be(
     tmp_path_factory: pytest.TempPathFactory, identifier: str
 ) -> None:
     folder = tmp_path_factory.mktemp("store")
-    store = FileStore(folder)
+    store = open_folder(folder)
     try:
         for refused in (
             lambda: store.stage(request_of(snapshot_id=identifier)),
@@ -497,7 +503,7 @@ def test_names_that_look_like_the_stores_own_do_not_collide(
 ) -> None:
     vms = tuple(dict.fromkeys(identifiers))
     folder = tmp_path_factory.mktemp("store")
-    store = FileStore(folder)
+    store = open_folder(folder)
     request = request_of(snapshot_id=vms[0], vms=vms)
     store.stage(request)
     stored = [store_image(store, vms[0], vm, stream_of(100, seed)) for seed, vm in enumerate(vms)]
@@ -508,7 +514,7 @@ def test_names_that_look_like_the_stores_own_do_not_collide(
     channels = store.seal_channels(vms[0], SealChannels(macs))
     manifest = store.publish(manifest_of(request, stored, channels))
     store.close()
-    store = FileStore(folder)
+    store = open_folder(folder)
     assert store.verify(vms[0]) == manifest
     assert [words_of(store.channel(vms[0], vm)) for vm in vms] == [[f"{vm} received"] for vm in vms]
     store.close()
