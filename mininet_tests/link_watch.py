@@ -11,9 +11,10 @@ from types import TracebackType
 from .raw_frames import raw_socket
 
 _ALL_PROTOCOLS = 3
-_SOL_PACKET, _PACKET_IGNORE_OUTGOING = 263, 23
+_SOL_PACKET, _PACKET_STATISTICS, _PACKET_IGNORE_OUTGOING = 263, 6, 23
 _SO_TIMESTAMPNS, _SO_RCVBUFFORCE = 35, 33
 _TIMESPEC = struct.Struct("=qq")
+_STATISTICS = struct.Struct("=II")
 _OUTGOING = 4
 _FRAME_BYTES = 20_000
 _TAG = b"\x81\x00"
@@ -33,6 +34,8 @@ class LinkWatch:
     def __init__(self, *taps: str) -> None:
         self.sent: dict[str, list[Seen]] = {tap: [] for tap in taps}
         self.came: dict[str, list[Seen]] = {tap: [] for tap in taps}
+        self.overlooked = 0
+        """How many frames it was too slow for; known afterwards."""
         self._sockets = {_watching(tap): tap for tap in taps}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._record)
@@ -47,6 +50,10 @@ class LinkWatch:
         self._stop.set()
         self._thread.join()
         for watching in self._sockets:
+            _packets, dropped = _STATISTICS.unpack(
+                watching.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _STATISTICS.size)
+            )
+            self.overlooked += dropped
             watching.close()
 
     def _record(self) -> None:

@@ -115,6 +115,7 @@ class Parts:
         self._settings, self._say = settings, say
         self._ledger = services_ledger(settings)
         self._remembered = remembered_ledger(settings)
+        self._chosen: set[int] = set()
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -162,20 +163,26 @@ class Parts:
 
     def _usable(self, name: str, port: int) -> int:
         if port == 0:
-            return free_port()
+            return self._fresh_port()
         if self._alive(name) or _free_soon(port):
             return port
         if any(map(is_alive, self._ledger.all())):
             raise MachineFault(
                 f"port {port}, where the other parts expect the {name}, is in use", "free it, or geni-violin down first"
             )
-        return free_port()
+        return self._fresh_port()
+
+    def _fresh_port(self) -> int:
+        """A free port that no other part is about to take either."""
+        port = next(port for port in iter(free_port, 0) if port not in self._chosen)
+        self._chosen.add(port)
+        return port
 
     def _coordinator_port(self) -> int:
         port = self._settings.coordinator_port
         if port == 0:
             return int(self._port(COORDINATOR))
-        if not self._alive(COORDINATOR) and not port_is_free(port):
+        if not self._alive(COORDINATOR) and not _free_soon(port):
             raise MachineFault(
                 f"port {port}, where the coordinator would listen, is in use",
                 "free it, or set GENI_VIOLIN_COORDINATOR_PORT to another (0 for any)",
@@ -214,9 +221,9 @@ class Parts:
         command = HOST_AGENT if name.startswith("hostagent-") else name
         words = with_niceness(NICENESS[command], [PYTHON, "-m", "geni_violin.cli", command, *arguments])
         environment = {**os.environ, "GENI_VIOLIN_STATE_DIR": str(self._settings.state_dir.resolve())}
-        pid = session.spawn(words, self._settings.log_dir / f"{name}.log", environment)
+        log = self._settings.log_dir / f"{name}.log"
         try:
-            self._ledger.add(record_of(name, pid))
+            session.spawn(words, log, environment, lambda pid: self._ledger.add(record_of(name, pid)))
         except ProcessLookupError:
             raise self._did_not_start(name, offset) from None
         return offset

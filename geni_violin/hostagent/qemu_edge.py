@@ -119,7 +119,7 @@ class QemuEdge:
         self._pump = pump
         self._cut: _Cut | None = None
         self._record: EdgeRecord | None = None
-        self._sent_date_s = 0
+        self._sent_dates_s: dict[int, int] = {}
 
     @property
     def place(self) -> str:
@@ -242,9 +242,9 @@ class QemuEdge:
             "insert": "before",
         }
         for _ in range(_DATE_TRIES):
-            self._sent_date_s = _date_s()
+            date_s = self._sent_dates_s[index] = _date_s()
             await asyncio.gather(self._set_status(inner, "on"), self._execute("object-add", **record))
-            if self._sent_date_s == _date_s():
+            if date_s == _date_s():
                 break
             await self._remove(_sent_object(index))
         else:
@@ -390,7 +390,7 @@ class QemuEdge:
     def _sent_frames(self, index: int) -> list[pcap.Frame]:
         path = self._folder / _sent_file(index)
         try:
-            ahead_us = self._sent_date_s * 1_000_000
+            ahead_us = self._sent_dates_s.get(index, 0) * 1_000_000
             return [pcap.Frame(frame.at_us - ahead_us, frame.data) for frame in pcap.decode(path.read_bytes())]
         except FileNotFoundError:
             return []

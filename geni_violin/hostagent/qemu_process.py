@@ -1,10 +1,14 @@
 """One QEMU process: started so that it outlives the agent, found again afterwards, and seen when it dies.
 
 Theory of operation. A VM has a folder, ``<run_dir>/vms/<slice>/<vm>/``: its definition (durable before the process
-starts), QEMU's monitor socket, its console log, what QEMU writes to stderr, and its pid file. QEMU runs in a session
-of its own with that folder as its working directory. The ledger names the process. Should the agent die between the
-start of the process and its record in the ledger, the pid file names it, and the working directory proves that the
-process is that VM's and no other.
+starts), QEMU's monitor socket, its console log, what QEMU writes to stderr, and its pid file. QEMU runs in the agent's
+session (:mod:`geni_violin.runtime.session` says why) with that folder as its working directory. The ledger names the
+process. Should the agent die between the start of the process and its record in the ledger, the pid file names it, and
+the working directory proves that the process is that VM's and no other.
+
+QEMU is in the agent's process group too, unless the agent has a terminal, whose signals go to that group. In a group of
+its own it would get SIGHUP, and end, if it happened to be stopped (SIGSTOP) when the agent ends: the kernel sends that
+to a stopped group that its session is about to lose sight of (setpgid(2), "orphaned").
 
 Death is seen by a pidfd (pidfd_open(2)), at once and without polling, also for a process that is no child of ours.
 """
@@ -203,8 +207,6 @@ class QemuProcess:
 def start(definition: VmDefinition, folder: VmFolder, ledger: Ledger) -> QemuProcess:
     """Start QEMU and record it.
 
-    No signal of a terminal reaches it. It shares the agent's session (:mod:`geni_violin.runtime.session` says why).
-
     :raise MachineFault: QEMU cannot be started.
     """
     log_path = folder.path / qemu_command.PROCESS_LOG
@@ -216,7 +218,7 @@ def start(definition: VmDefinition, folder: VmFolder, ledger: Ledger) -> QemuPro
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                process_group=0,
+                process_group=0 if _has_terminal() else None,
             )
     except OSError as error:
         raise MachineFault(f"cannot start {qemu_command.QEMU}: {error.strerror}", "see geni-violin doctor") from error
@@ -228,3 +230,12 @@ def start(definition: VmDefinition, folder: VmFolder, ledger: Ledger) -> QemuPro
         child.wait()
         raise
     return QemuProcess(record, child)
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

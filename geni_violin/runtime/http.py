@@ -33,7 +33,8 @@ SERVER_IDLE_S = 600
 def _is_address(url: str) -> bool:
     try:
         parsed = urlsplit(url)
-        return parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0
+        is_whole = not (parsed.query or parsed.fragment)  # a path may follow: that of a proxy
+        return parsed.scheme in ("http", "https") and bool(parsed.hostname) and parsed.port != 0 and is_whole
     except ValueError:
         return False
 

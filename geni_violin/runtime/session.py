@@ -10,11 +10,13 @@ so that no signal from a terminal reaches it.
 This process speaks in lines of JSON: a request on stdin for each program, and on stdout its id, or why there is none.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +26,7 @@ from geni_violin.runtime.scheduling import set_session_niceness
 
 _SESSION_NICENESS = -5
 """Towards all other sessions: at a cut frames wait."""
+_SIGNALS_THAT_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class NewSession:
@@ -41,24 +44,18 @@ class NewSession:
         if self._leader is not None:
             self._leader.communicate()
 
-    def spawn(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-        """Start a program that appends what it says to ``log``; its process id.
+    def spawn(
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str], record: Callable[[int], None]
+    ) -> None:
+        """Start a program that appends what it says to ``log``.
 
+        :param record: writes its process id down. A signal that ends this process waits until that is done, so that no
+            program runs that nobody knows of.
         :raise MachineFault: it cannot be started.
         """
-        leader = self._leading()
-        assert leader.stdin is not None
-        assert leader.stdout is not None
-        request = {"command": list(command), "log": str(log), "environment": dict(environment)}
-        try:
-            leader.stdin.write(json.dumps(request) + "\n")
-            leader.stdin.flush()
-            answer = json.loads(leader.stdout.readline() or '{"error": "its session has ended"}')
-        except BrokenPipeError:
-            answer = {"error": "its session has ended"}
-        if "error" in answer:
-            raise MachineFault(f"cannot start {command[0]}: {answer['error']}")
-        return int(answer["pid"])
+        leader = self._leading()  # before any signal is kept waiting: programs inherit that
+        with _no_end():
+            record(_started(leader, command, log, environment))
 
     def _leading(self) -> "subprocess.Popen[str]":
         """The process that leads the session: made when it is first needed."""
@@ -71,6 +68,32 @@ class NewSession:
                 start_new_session=True,
             )
         return self._leader
+
+
+@contextlib.contextmanager
+def _no_end() -> Iterator[None]:
+    """Signals that end this process wait meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_THAT_END)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _started(leader: "subprocess.Popen[str]", command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
+    """The process id of a program that the leader has started."""
+    assert leader.stdin is not None
+    assert leader.stdout is not None
+    request = {"command": list(command), "log": str(log), "environment": dict(environment)}
+    try:
+        leader.stdin.write(json.dumps(request) + "\n")
+        leader.stdin.flush()
+        answer = json.loads(leader.stdout.readline() or '{"error": "its session has ended"}')
+    except BrokenPipeError:
+        answer = {"error": "its session has ended"}
+    if "error" in answer:
+        raise MachineFault(f"cannot start {command[0]}: {answer['error']}")
+    return int(answer["pid"])
 
 
 def _start(request: dict[str, object]) -> dict[str, object]:

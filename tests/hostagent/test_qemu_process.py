@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -112,7 +113,7 @@ def test_a_process_is_found_without_a_record_but_never_a_wrong_one(
     asyncio.run(scenario())
 
 
-def test_a_process_shares_the_session_in_a_group_of_its_own_and_its_death_is_seen_once(
+def test_a_process_shares_the_session_and_its_death_is_seen_once(
     tmp_path: Path, definition: VmDefinition, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program(tmp_path, monkeypatch, "exec sleep 60")
@@ -124,7 +125,6 @@ def test_a_process_shares_the_session_in_a_group_of_its_own_and_its_death_is_see
         process = qemu_process.start(definition, folder, ledger)
         process.observe(lambda: deaths.append(time.monotonic()))
         assert os.getsid(process.record.pid) == os.getsid(0)
-        assert os.getpgid(process.record.pid) == process.record.pid
         assert ledger.get(folder.record_name) == process.record
         await process.kill()
         await process.kill()
@@ -136,6 +136,29 @@ def test_a_process_shares_the_session_in_a_group_of_its_own_and_its_death_is_see
 
     asyncio.run(scenario())
     assert len(deaths) == 2
+
+
+def test_a_process_that_is_stopped_outlives_its_agent(
+    tmp_path: Path, definition: VmDefinition, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel ends (SIGHUP) stopped processes in a group of their own when their session loses its last parent."""
+    program(tmp_path, monkeypatch, "exec sleep 60")
+    folder = VmFolder(tmp_path, definition.slice, definition.name)
+    folder.write(definition)
+    agent = os.fork()
+    if agent == 0:
+        try:
+            os.setsid()
+            os.kill(qemu_process.start(definition, folder, ledger).record.pid, signal.SIGSTOP)
+        finally:
+            os._exit(0)
+    os.waitpid(agent, 0)
+    record = ledger.get(folder.record_name)
+    assert record is not None
+    time.sleep(0.3)
+    assert processes.is_alive(record)
+    processes.stop(record, patience_s=0.0)
+    assert not processes.is_alive(record)
 
 
 def test_vms_of_an_earlier_life_are_found_by_host_and_may_be_dead(

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from geni_violin.core.errors import PeerFault
+from geni_violin.core.errors import InvalidInput, PeerFault
 from geni_violin.runtime.http import Peer
 
 
@@ -31,6 +31,12 @@ async def _asked_for(ending: str) -> str:
 @pytest.mark.parametrize("ending", ["", "/"])
 def test_an_address_may_end_with_a_slash(ending: str) -> None:
     assert asyncio.run(_asked_for(ending)) == "/v1/x"
+
+
+@pytest.mark.parametrize("ending", ["?a=b", "#there"])
+def test_an_address_that_no_path_can_follow(ending: str) -> None:
+    with pytest.raises(InvalidInput, match="is no address of the peer"):
+        Peer("the peer", f"http://127.0.0.1:80{ending}")
 
 
 def test_a_name_that_no_host_can_have_is_the_peers_fault() -> None:

@@ -22,8 +22,10 @@ def _until_says(log: Path, words: str) -> None:
 
 def test_programs_share_a_session_that_is_not_ours_and_outlive_the_block(tmp_path: Path) -> None:
     logs = [tmp_path / "a.log", tmp_path / "b.log"]
+    pids: list[int] = []
     with NewSession() as session:
-        pids = [session.spawn(["sh", "-c", "echo $WORD; exec sleep 60"], log, {"WORD": log.name}) for log in logs]
+        for log in logs:
+            session.spawn(["sh", "-c", "echo $WORD; exec sleep 60"], log, {"WORD": log.name}, pids.append)
         for log in logs:
             _until_says(log, log.name)
     try:
@@ -40,6 +42,23 @@ def test_a_program_that_is_not_there_is_told_and_the_next_one_starts(tmp_path: P
     log = tmp_path / "log"
     with NewSession() as session:
         with pytest.raises(MachineFault, match="cannot start /no/such: No such file"):
-            session.spawn(["/no/such"], log, {})
-        session.spawn(["sh", "-c", "echo here"], log, dict(os.environ))
+            session.spawn(["/no/such"], log, {}, lambda pid: pytest.fail(f"recorded {pid}"))
+        session.spawn(["sh", "-c", "echo here"], log, dict(os.environ), lambda pid: None)
         _until_says(log, "here")
+
+
+def test_a_signal_that_ends_the_starter_waits_until_the_program_is_recorded(tmp_path: Path) -> None:
+    """And the program inherits nothing of that."""
+    log, recorded = tmp_path / "log", list[int]()
+
+    def record(pid: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        recorded.append(pid)
+
+    words = ["sh", "-c", "grep SigBlk /proc/self/status; exec sleep 60"]
+    with NewSession() as session:
+        with pytest.raises(KeyboardInterrupt):
+            session.spawn(words, log, dict(os.environ), record)
+        assert len(recorded) == 1
+        _until_says(log, "SigBlk:\t0000000000000000")
+    os.kill(recorded[0], signal.SIGTERM)
