@@ -145,6 +145,7 @@ def test_a_stream_in_small_portions_with_its_opening(run: Run) -> None:
             for start in range(0, 60):
                 connection.sendall(whole[start : start + 1])
             connection.sendall(whole[60:])
+            assert json.loads(connection.makefile().readline()) == {"ok": True}  # an answer to nobody would be reset
 
     async def scenario(server: InProcess) -> None:
         token = (await server.stage(request_of()))["n1"]
