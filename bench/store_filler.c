@@ -19,7 +19,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { MIB = 1 << 20, PAGE = 4096, SPARE_MIB = 24 };
+enum { MIB = 1 << 20, PAGE = 4096, SPARE_MIB = 24, SPARE_SHARE = 64 };
 
 static uint64_t state;
 
@@ -51,24 +51,28 @@ static unsigned char *room(size_t bytes)
     return place;
 }
 
-/* Linux gives zeros to a process and lets them be when it ends. */
-static void clear_free_memory(void)
+static size_t free_beyond_spare(void)
 {
     struct sysinfo info;
     if (sysinfo(&info) != 0)
         die("sysinfo");
     uint64_t free_bytes = (uint64_t)info.freeram * info.mem_unit;
-    uint64_t spare = (uint64_t)SPARE_MIB * MIB;
+    uint64_t spare = (uint64_t)SPARE_MIB * MIB + (uint64_t)info.totalram * info.mem_unit / SPARE_SHARE;
+    return free_bytes > spare ? free_bytes - spare : 0;
+}
+
+/* Linux gives zeros to a process and lets them be when it ends. Some must stay free: what Linux reserves grows with
+ * memory, and so do the tables of the pages that are taken here. */
+static void clear_free_memory(void)
+{
     pid_t child = fork();
     if (child < 0)
         die("fork");
     if (child == 0) {
-        if (free_bytes > spare) {
-            size_t bytes = free_bytes - spare;
-            unsigned char *place = room(bytes);
-            for (size_t at = 0; at < bytes; at += PAGE)
-                *(volatile unsigned char *)(place + at) = 0;
-        }
+        size_t bytes = free_beyond_spare();
+        unsigned char *place = room(bytes);
+        for (size_t at = 0; at < bytes && (at % MIB != 0 || free_beyond_spare() > 0); at += PAGE)
+            *(volatile unsigned char *)(place + at) = 0;
         _exit(0);
     }
     int status;
