@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import resource
 import socket
 from collections.abc import Callable, Coroutine, Iterator
