@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as stn
 from geni_violin.core.errors import MachineFault
 from geni_violin.core.messages import ChannelSummary
 from geni_violin.snapshot_server.pages.channel_states import Seal, StoredChannel
-from geni_violin.snapshot_server.pages.digests import as_array
+from geni_violin.snapshot_server.pages.digests import as_array, item_digest
 from geni_violin.snapshot_server.pages.documents import decode_document, encode_document
 from geni_violin.snapshot_server.pages.image_map import (
     FILL,
@@ -44,7 +44,7 @@ def _digest(number: int) -> bytes:
 def _pack(frames: list[tuple[bytes, int, int]]) -> bytes:
     builder = PackBuilder(new_buffer())
     for frame, item_bytes, items in frames:
-        builder.append(frame, item_bytes, [_digest(number) for number in range(items)])
+        builder.append(frame, item_digest(frame), item_bytes, [_digest(number) for number in range(items)])
     return bytes(builder.finish()[0])
 
 

@@ -20,7 +20,7 @@ from geni_violin.core.errors import MachineFault, NotFound
 from geni_violin.core.messages import CollectionPlan
 from geni_violin.snapshot_server.backends import ObjectBackend
 from geni_violin.snapshot_server.pages.catalog import Catalog, Pack
-from geni_violin.snapshot_server.pages.digests import Rows, page_digests
+from geni_violin.snapshot_server.pages.digests import Rows, item_digest, page_digests
 from geni_violin.snapshot_server.pages.frames import FrameReader, FrameRef, Items
 from geni_violin.snapshot_server.pages.index import segment_of
 from geni_violin.snapshot_server.pages.pack_builder import PACK_BYTES, PackBuilder, new_buffer
@@ -141,7 +141,7 @@ class Collector:
         for digests, frame, item_bytes in self._live_frames(tally, group):
             if not builder.fits(frame, len(digests)):
                 return None
-            builder.append(frame, item_bytes, digests)
+            builder.append(frame, item_digest(frame), item_bytes, digests)
         return builder
 
     def _live_frames(self, tally: Tally, group: Sequence[Pack]) -> Iterator[tuple[list[bytes], bytes, int]]:

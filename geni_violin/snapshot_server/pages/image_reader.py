@@ -7,6 +7,7 @@ meanwhile.
 """
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
@@ -80,8 +81,8 @@ class PageReader:
 
         :raise MachineFault: a frame is damaged.
         """
-        first_pages = self._image.first_pages()
-        yield from _fill_runs(self._image, first_pages)
+        bounds = self._image.first_pages().tolist()
+        yield from _fill_runs(self._image, bounds)
         numbers = np.flatnonzero(self._image.kinds == PAGE)
         order = np.argsort(self._pages, kind="stable")
         places, numbers = self._pages[order], numbers[order]
@@ -95,7 +96,7 @@ class PageReader:
             slots = items_of(places[start:end])
             for at in range(0, len(slots), RUN_PAGES):  # more than are in the frame, where pages are alike
                 chosen = slice(at, at + RUN_PAGES)
-                yield from _page_runs(wanted[chosen], _chosen(items, slots[chosen]), first_pages)
+                yield from _page_runs(wanted[chosen], _chosen(items, slots[chosen]), bounds)
 
     def end(self, count: int) -> bytes:
         """The image's end, from what is not pages: its last ``count`` bytes, or all if there are fewer.
@@ -138,16 +139,19 @@ def frames_at(places: Places) -> list[tuple[int, int]]:
     return list(zip(packs_of(places).tolist(), frames_of(places).tolist(), strict=True))
 
 
-def _page_runs(numbers: NDArray[np.intp], rows: NDArray[np.uint8], first_pages: NDArray[np.int64]) -> Iterator[PageRun]:
-    """One run for each block; within it the pages ascend."""
+def _page_runs(numbers: NDArray[np.intp], rows: NDArray[np.uint8], bounds: list[int]) -> Iterator[PageRun]:
+    """One run for each block; within it the pages ascend.
+
+    :param bounds: the first page of each block, and the end.
+    """
     if (numbers[1:] < numbers[:-1]).any():
         order = np.argsort(numbers, kind="stable")
         numbers, rows = numbers[order], rows[order]
     start = 0
     while start < len(numbers):
-        block = int(np.searchsorted(first_pages, numbers[start], "right")) - 1
-        end = int(np.searchsorted(numbers, first_pages[block + 1]))
-        yield PageRun(block, numbers[start:end] - first_pages[block], rows[start:end])
+        block = bisect_right(bounds, numbers[start]) - 1
+        end = len(numbers) if numbers[-1] < bounds[block + 1] else int(np.searchsorted(numbers, bounds[block + 1]))
+        yield PageRun(block, numbers[start:end] - bounds[block], rows[start:end])
         start = end
 
 
@@ -156,11 +160,11 @@ def _chosen(items: Items, slots: NDArray[np.int64]) -> Items:
     return items if len(slots) == len(items) and (slots == _COUNTING[: len(slots)]).all() else items[slots]
 
 
-def _fill_runs(image: ImageMap, first_pages: NDArray[np.int64]) -> Iterator[FillRun]:
+def _fill_runs(image: ImageMap, bounds: list[int]) -> Iterator[FillRun]:
     numbers = np.flatnonzero(image.kinds == FILL)
     for fill in np.unique(image.fills).tolist():
         chosen = numbers[image.fills == fill]
-        for block, (first, last) in enumerate(itertools.pairwise(first_pages.tolist())):
+        for block, (first, last) in enumerate(itertools.pairwise(bounds)):
             start, end = np.searchsorted(chosen, (first, last)).tolist()
             for at in range(start, end, RUN_FILLS):
                 yield FillRun(block, chosen[at : min(at + RUN_FILLS, end)] - first, fill)

@@ -3,7 +3,6 @@
 import secrets
 
 import numpy as np
-from blake3 import blake3
 from numpy.typing import NDArray
 
 from geni_violin.snapshot_server.pages.digests import DIGEST_BYTES, as_array
@@ -51,11 +50,10 @@ class PackBuilder:
             not self._frames or (self._end + len(frame) <= PACK_BYTES and len(self._digests) + items <= MAX_ITEMS)
         )
 
-    def append(self, frame: bytes, item_bytes: int, digests: list[bytes]) -> None:
-        """Take a frame that fits."""
+    def append(self, frame: bytes, checksum: bytes, item_bytes: int, digests: list[bytes]) -> None:
+        """Take a frame that fits; ``checksum`` is its BLAKE3."""
         self._view[self._end : self._end + len(frame)] = frame
-        checksum = np.frombuffer(blake3(frame).digest(), np.uint8)
-        self._frames.append((self._end, len(frame), item_bytes, len(digests), checksum))
+        self._frames.append((self._end, len(frame), item_bytes, len(digests), np.frombuffer(checksum, np.uint8)))
         self._digests += digests
         self._end += len(frame)
 

@@ -308,13 +308,14 @@ class Packer:
             compressor = self._local.compressor = zstandard.ZstdCompressor(level=LEVEL)
         count, item_bytes = len(batch.digests), batch.data.shape[1]
         frame = compressor.compress(batch.data[:count].data.cast("B"))
+        checksum = item_digest(frame)
         added = (len(frame) + FRAME.itemsize) / count + 32
         with self._lock:
             pack = self._open_pack_for(frame, count)
             if not batch.users:
                 self._forget(batch)
                 return
-            pack.builder.append(frame, item_bytes, batch.digests)
+            pack.builder.append(frame, checksum, item_bytes, batch.digests)
             pack.batches.append(batch)
             batch.pack, batch.data = pack, _NO_DATA
             for session, brought in batch.brought.items():
