@@ -6,11 +6,11 @@ made of: files, copies of them, a heap of small objects, log text, numbers, some
 ``topologies/causality.yaml`` has them, and with 1 GiB that is filled likewise, but with nothing random in it. The
 images are captured once, below ``.cache/bench-store``.
 
-In each round, in turn, with the image in the page cache: a plain copy and fsync; ``zstd -1 -T2`` into a file and
-fsync; a new snapshot server, a process of its own with an empty store, that takes the image over TCP, from the first
-byte to *durable*, and then once more, as a second snapshot in which nothing has changed; QEMU that loads the image
-from the server, from ``zstd -d`` and from ``cat``, from the moment that the image is asked for to the one that QEMU
-says it is loaded. QEMU's process is there when that time begins.
+In each round, in turn, with the image in the page cache and free memory at hand: a plain copy and fsync; ``zstd -1
+-T2`` into a file and fsync; a new snapshot server, a process of its own with an empty store, that takes the image over
+TCP, from the first byte to *durable*, and then once more, as a second snapshot in which nothing has changed; QEMU that
+loads the image from the server, from ``zstd -d`` and from ``cat``, from the moment that the image is asked for to the
+one that QEMU says it is loaded. QEMU's process is there when that time begins.
 
 Then the four guests: both snapshots into an empty store, four streams at once, and by ``borg create`` into an empty
 repository. Bytes are the sizes of all files in the store's folder, whatever the server says.
@@ -35,7 +35,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,6 +49,7 @@ from bench.store_rivals import (
     BORG_COMPRESSIONS,
     borg_create,
     borg_repository,
+    claim_memory,
     into_memory,
     plain_image,
     plain_write,
@@ -65,9 +66,10 @@ INGEST, RESTORE, BYTES, MEMORY, GROWTH = PARTS = ("ingest", "restore", "bytes", 
 
 @contextmanager
 def work_folder(parent: Path) -> Iterator[Path]:
-    """An empty folder; what was written before is on the disk, so that it costs no one else's time."""
+    """An empty folder; what was written before is on the disk, and free memory at hand: it costs no one else's time."""
     with tempfile.TemporaryDirectory(prefix="gvb-", dir=parent) as folder:
         os.sync()
+        claim_memory()
         yield Path(folder)
 
 
@@ -92,8 +94,13 @@ def measure_one(memory_mib: int, version: str, parts: set[str], rounds: int, par
         _round_of_rivals(one, image, parts, parent)
         _round_of_store(one, image, parts, parent)
         if parts & {RESTORE, GROWTH}:
-            one.note(figures.PLAIN_RESTORE, load_s(one.memory_mib, plain_image(image)))
+            one.note(figures.PLAIN_RESTORE, _load_s(one, plain_image(image)))
     return one
+
+
+def _load_s(one: OneImage, source: AbstractContextManager[int]) -> float:
+    claim_memory(one.memory_mib)
+    return load_s(one.memory_mib, source)
 
 
 def _round_of_rivals(one: OneImage, image: Path, parts: set[str], parent: Path) -> None:
@@ -104,7 +111,7 @@ def _round_of_rivals(one: OneImage, image: Path, parts: set[str], parent: Path) 
             one.note(figures.ZSTD, written.durable_s)
             one.zstd_bytes = written.size_bytes
         if parts & {RESTORE, GROWTH}:
-            one.note(figures.ZSTD_RESTORE, load_s(one.memory_mib, zstd_image(compressed)))
+            one.note(figures.ZSTD_RESTORE, _load_s(one, zstd_image(compressed)))
 
 
 def _round_of_store(one: OneImage, image: Path, parts: set[str], parent: Path) -> None:
@@ -120,7 +127,7 @@ def _round_of_store(one: OneImage, image: Path, parts: set[str], parent: Path) -
             one.peak_bytes.append(server.peak_memory_bytes())
             one.stored_bytes = server.stored_bytes()
         if parts & {RESTORE, GROWTH}:
-            one.note(figures.RESTORE, load_s(one.memory_mib, server.image("first", "n1")))
+            one.note(figures.RESTORE, _load_s(one, server.image("first", "n1")))
         if parts & {INGEST, GROWTH}:
             one.note(figures.AGAIN, server.ingest("again", images).durable_s)
             server.publish("again", images)
