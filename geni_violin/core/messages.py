@@ -149,7 +149,7 @@ class SnapshotSpace:
 
     ``logical_bytes`` are all pages of all its VMs, and the state of their devices. ``stored_bytes`` is what it added to
     the store when it was taken. ``needed_bytes`` is what of the store it needs now, ``shared_bytes`` the part of it
-    that another snapshot needs too: deleting the snapshot frees the difference.
+    that another snapshot needs too: deleting the snapshot frees whole packs of the rest, a collection what is left.
     """
 
     id: str
@@ -166,7 +166,8 @@ class StoreStats:
     """What the whole store takes.
 
     ``stored_bytes`` are all packs, ``rubbish_bytes`` the part of them that nothing needs, ``map_bytes`` all image maps;
-    the others are as in :class:`SnapshotSpace`, and count once what several snapshots have.
+    ``logical_bytes`` is the sum over the snapshots, which may have pages in common; ``needed_bytes`` and
+    ``shared_bytes`` are as in :class:`SnapshotSpace`, each item counted once.
     """
 
     snapshots: tuple[SnapshotSpace, ...]

@@ -220,9 +220,11 @@ def create_app(
         try:
             yield
         finally:
-            await ingest.stop()
-            store.close()
-            await freeing
+            try:
+                await ingest.stop()
+            finally:
+                await asyncio.to_thread(store.close)
+                await freeing
 
     app = service_app("GENI-VIOLIN snapshot server", lifespan)
     app.include_router(Api(store, desk, ingest).router())

@@ -175,6 +175,8 @@ class Ingest:
                     await _send_line(connection.socket, {"error": str(error)})
             except OSError as error:
                 _log.warning("connection_broken", peer=connection.peer, reason=str(error))
+            except Exception:
+                _log.exception("connection_given_up", peer=connection.peer)
 
     async def _get(self, connection: _Connection, opening: Get) -> None:
         reader = await self._in_thread(self._store.open_image, opening.snapshot_id, opening.vm)
@@ -213,11 +215,13 @@ class Ingest:
         try:
             await _send_line(connection.socket, {"ok": True})
             stored = await self._swallow(connection, reception, writer, rest)
-        except (GeniViolinError, OSError) as error:
-            await self._in_thread(writer.abort)
-            reception.fail(str(error if isinstance(error, GeniViolinError) else _broken(reception, error)))
+        except BaseException as error:
             _reset_on_close(connection.socket, True)
+            await self._in_thread(writer.abort)
+            reception.fail(str(_failure(reception, error)))
             _log.warning("image_failed", snapshot=reception.snapshot_id, vm=reception.vm, reason=reception.reason)
+            if not isinstance(error, GeniViolinError | OSError):
+                raise
         else:
             reception.complete(stored)
             _log.info("image_durable", snapshot=reception.snapshot_id, vm=reception.vm, bytes=stored.received_bytes)
@@ -280,7 +284,12 @@ def _brings(connection: _Connection, snapshot_id: str) -> bool:
     return connection.reception is not None and connection.reception.snapshot_id == snapshot_id
 
 
-def _broken(reception: Reception, error: OSError) -> PeerFault:
+def _failure(reception: Reception, error: BaseException) -> BaseException:
+    """What is told of an image that failed."""
+    if isinstance(error, GeniViolinError):
+        return error
+    if not isinstance(error, OSError):
+        return MachineFault(f"the image could not be taken in: {type(error).__name__}: {error}", "see the server's log")
     where = f"after {reception.received_bytes} bytes of VM {reception.vm}'s image"
     return PeerFault(f"the connection broke {where}: {error.strerror or error}", "see the log of the VM's host agent")
 

@@ -88,9 +88,11 @@ class ImageStore(Protocol):
         :raise MachineFault: the disk cannot be asked.
         """
 
-    def stage(self, request: StageRequest) -> None:
+    def stage(self, request: StageRequest, lasting: bool = True) -> None:
         """Take the name and reserve room. The same request again changes nothing.
 
+        :param lasting: a restart of the server leaves it; else it discards it, because whoever stages it is gone then,
+            and the same request again is a conflict, because it is somebody else's.
         :raise InvalidInput: see ``names.check_stage_request``.
         :raise AlreadyExists: the name or the id is taken.
         :raise Conflict: the id is staged with other contents.

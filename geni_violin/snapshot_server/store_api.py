@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -17,6 +17,7 @@ import structlog
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from geni_violin.core.errors import InvalidInput, NoSpace, PeerFault
 from geni_violin.core.messages import CollectionPlan, Manifest, Quota, StoreStats
@@ -76,6 +77,22 @@ class KeptStore(ImageStore, Protocol):
         """
 
 
+class _Ended(StreamingResponse):
+    """A streamed answer after which ``end`` runs, also if nobody was there any more to take its first piece: then the
+    pieces are never asked for, and a ``finally`` among them never comes about.
+    """
+
+    def __init__(self, pieces: AsyncIterator[bytes], media_type: str, end: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(pieces, media_type=media_type)
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await asyncio.shield(self._end())
+
+
 class StoreApi:
     """The requests, each a method.
 
@@ -104,7 +121,12 @@ class StoreApi:
             self._exports.release()
             raise
         kind = ARCHIVE_TYPE if form == ARCHIVE else OCTETS
-        return StreamingResponse(self._pieces(id_or_name, going, first), media_type=kind)
+
+        async def end() -> None:
+            await asyncio.to_thread(going.close)
+            self._exports.release()
+
+        return _Ended(self._pieces(id_or_name, going, first), kind, end)
 
     def _begin_export(self, id_or_name: str, form: str, vm: str) -> Export:
         self._make_scratch()
@@ -122,9 +144,6 @@ class StoreApi:
         except Exception as error:
             _log.error("export_broke_off", snapshot=id_or_name, reason=str(error))
             raise
-        finally:
-            await asyncio.shield(asyncio.to_thread(going.close))
-            self._exports.release()
 
     async def import_snapshot(self, request: Request) -> Manifest:
         """Take an archive in; the snapshot exists when this answers."""

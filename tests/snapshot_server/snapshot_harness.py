@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 from blake3 import blake3
+from fastapi import FastAPI
 
 from geni_violin.core.messages import ChannelSummary, ExpectedImage, Manifest, SealChannels, StageRequest, VmImage
 from geni_violin.core.model import LinkSpec, SliceSpec
@@ -211,6 +212,7 @@ class InProcess:
 
     http: httpx.AsyncClient
     address: tuple[str, int]
+    app: FastAPI
 
     async def stage(self, request: StageRequest) -> dict[str, str]:
         """Stage; gives the tokens."""
@@ -254,7 +256,7 @@ async def in_process(store: KeptStore) -> AsyncIterator[InProcess]:
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://server") as http,
     ):
-        yield InProcess(http, address)
+        yield InProcess(http, address, app)
 
 
 @contextlib.asynccontextmanager

@@ -74,6 +74,13 @@ def test_put_takes_a_view_and_a_file(home: Home, tmp_path: Path) -> None:
     assert home.backend.get("from-a-view") == data[1:]
 
 
+def test_what_exists_can_be_confirmed(home: Home) -> None:
+    home.backend.put("manifests/a", b"first")
+    home.backend.confirm("manifests/a")
+    with pytest.raises(NotFound):
+        home.backend.confirm("manifests/b")
+
+
 def test_an_empty_object_is_an_object(home: Home) -> None:
     home.backend.put("empty", b"")
     assert home.backend.get("empty") == b""

@@ -281,7 +281,7 @@ def _check_reopened(backend: Fragile, folder: Path, done: list[str]) -> None:
 # --- collections beside snapshots -------------------------------------------------------------------------------------
 
 
-def _with_rubbish(store: PageStore) -> None:
+def with_rubbish(store: PageStore) -> None:
     """A pack of which half is rubbish."""
     take_images(store, "a", {"n1": image_with(seeds(1, 200))})
     take_images(store, "b", {"n1": image_with(seeds(1, 100))})
@@ -290,7 +290,7 @@ def _with_rubbish(store: PageStore) -> None:
 
 def test_what_is_found_while_a_collection_is_at_work_stays(backend: Fragile, store: PageStore) -> None:
     """The new snapshot needs just those pages that the collection took for rubbish when it looked."""
-    _with_rubbish(store)
+    with_rubbish(store)
     plan = store.plan_collection()
     assert len(plan.rewrite) == 1
     stream = image_with(seeds(101, 100))
@@ -311,7 +311,7 @@ def test_what_is_found_while_a_collection_is_at_work_stays(backend: Fragile, sto
 
 
 def test_what_a_stream_has_found_before_a_collection_stays(backend: Fragile, store: PageStore) -> None:
-    _with_rubbish(store)
+    with_rubbish(store)
     stream = image_with(seeds(101, 100))
     store.stage(request_of("c", "c"))
     writer = store.open_writer("c", "n1")

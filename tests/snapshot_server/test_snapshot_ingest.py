@@ -32,6 +32,7 @@ from geni_violin.core.errors import InvalidInput
 from geni_violin.runtime.wire import encode
 from geni_violin.snapshot_server.backends.local import LocalBackend
 from geni_violin.snapshot_server.ingest import Get, Put, parse_opening
+from geni_violin.snapshot_server.pages.image_writer import PageWriter
 from geni_violin.snapshot_server.pages.page_store import PageStore, open_folder
 from geni_violin.snapshot_server.records import disk_faults
 from geni_violin.snapshot_server.store import StoredImage
@@ -373,3 +374,24 @@ def test_the_guard_decides_alike_however_the_bytes_are_cut(tail: bytes, cuts: li
 def test_any_line_is_an_opening_or_refused(line: bytes) -> None:
     with contextlib.suppress(InvalidInput):
         assert isinstance(parse_opening(line), Put | Get)
+
+
+def test_whatever_goes_wrong_in_the_store_fails_the_image(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An image is never left half way: its sender is reset, the coordinator is told, and its staging can go."""
+
+    def out_of_memory(writer: PageWriter, data: memoryview) -> None:
+        raise MemoryError("no room for the map")
+
+    monkeypatch.setattr(PageWriter, "write", out_of_memory)
+
+    async def scenario(server: InProcess) -> None:
+        token = (await server.stage(request_of()))["n1"]
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            await server.put(token, stream_of(MIB))
+        await _fails(server, "MemoryError: no room for the map", tmp_path)
+        assert (await server.http.delete("/v1/stagings/id-1")).status_code == 200
+        assert files_below(tmp_path) == set()
+
+    run(scenario)

@@ -158,3 +158,44 @@ def test_the_archive_is_the_same_over_rest(tmp_path: Path) -> None:
 
     direct, over_rest = asyncio.run(run())
     assert direct == over_rest
+
+
+def test_exports_that_nobody_takes_are_ended(tmp_path: Path) -> None:
+    """A client that is gone before the first piece: no export stays, and the next one goes out."""
+
+    async def run() -> None:
+        store = open_folder(tmp_path / "here")
+        take_in(store)
+        async with in_process(store) as server:
+            for _ in range(store_api.MAX_EXPORTS + 1):
+                await _ask_and_leave(server.app)
+            answer = await asyncio.wait_for(server.http.get("/v1/snapshots/first/export"), 30)
+            assert answer.status_code == 200
+
+    asyncio.run(run())
+    assert not list(tmp_path.glob("**/export-*"))
+
+
+async def _ask_and_leave(app: Any) -> None:
+    """Ask for an export as a client that hangs up at once."""
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/v1/snapshots/first/export",
+        "raw_path": b"/v1/snapshots/first/export",
+        "query_string": b"",
+        "headers": [],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        del message
+
+    await asyncio.wait_for(app(scope, receive, send), 30)

@@ -266,6 +266,8 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a key that leads out": (_with_entry(b"../../evil"), "cannot be an object's key"),
     "an absolute key": (_with_entry(b"/tmp/evil"), "cannot be an object's key"),
     "a key that is no text": (_with_entry(b"\xff\xfe"), "ASCII"),
+    "a key that nobody knows": (_with_entry(b"disks/id-1/n1/0"), "does not know"),
+    "quotas": (_with_entry(b"quotas.json"), "does not know"),
     "a hidden key": (_with_entry(b".lock/evil"), "cannot be an object's key"),
     "no store": (_without(b"store.json"), "none that makes it a page store"),
     "no manifest": (_without(b"manifests/"), "cannot be"),

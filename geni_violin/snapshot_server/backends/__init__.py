@@ -50,6 +50,12 @@ class ObjectBackend(Protocol):
         For small records, which fit in memory.
         """
 
+    def confirm(self, key: str) -> None:
+        """Have an object that exists be durable, though the put that made it may have failed in the end.
+
+        :raise NotFound: there is no such object.
+        """
+
     def get(self, key: str) -> bytes:
         """All bytes of an object.
 

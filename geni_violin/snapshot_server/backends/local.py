@@ -78,6 +78,12 @@ class LocalBackend:
                 return
         raise OSError(errno.ENOENT, "the folder vanishes again and again", str(folder))
 
+    def confirm(self, key: str) -> None:
+        """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""
+        self.size(key)
+        with self._faults(f"object {key} cannot be made durable"):
+            sync_folder(self._path(key).parent)
+
     def get(self, key: str) -> bytes:
         """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""
         with self._reading(key) as path:
@@ -165,6 +171,10 @@ class LocalBackend:
                 file.flush()
                 for left in self._partial.iterdir():
                     left.unlink()
+                for folder, _folders, _files in os.walk(
+                    self._folder
+                ):  # what a killed server had linked, but not synced
+                    sync_folder(Path(folder))
             yield
 
     def describe(self) -> str:

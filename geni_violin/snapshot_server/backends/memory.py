@@ -39,6 +39,10 @@ class MemoryBackend:
             )
         self._objects[key] = content
 
+    def confirm(self, key: str) -> None:
+        """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""
+        self.size(key)
+
     def get(self, key: str) -> bytes:
         """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""
         with self._mutex:

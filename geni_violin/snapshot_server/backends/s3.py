@@ -33,6 +33,10 @@ class S3Backend:
         """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""
         self._objects.overwrite(checked_key(key), data)
 
+    def confirm(self, key: str) -> None:
+        """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`. What is visible is durable."""
+        self.size(key)
+
     def get(self, key: str) -> bytes:
         """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""
         return self._objects.get(checked_key(key))

@@ -15,7 +15,7 @@ open pack. A full pack is put by another worker. An image is durable when all pa
 
 Three orders make crashes harmless. Packs are durable before a map names their items; maps before a manifest names them;
 a manifest is gone before its maps go, and a map before its packs. What no manifest or staging names is rubbish: maps go
-at the next start, packs with the next :meth:`~.page_store.PageStore.delete` or collection.
+at the next start, and packs then, or with the next :meth:`~.page_store.PageStore.delete` or collection.
 
 =================  ===================================================================================================
 ``digests``        BLAKE3 of many items
@@ -37,6 +37,7 @@ at the next start, packs with the next :meth:`~.page_store.PageStore.delete` or 
 ``stagings``       what is staged, in a local folder
 ``quotas``         how much a slice's snapshots may have
 ``refusals``       what is refused of a staging (pure)
+``gate``           what is being changed ends before the store is closed
 ``opening``        locks, what kind of store it is, and the index
 ``page_store``     all of it behind :class:`~geni_violin.snapshot_server.store.ImageStore`
 =================  ===================================================================================================

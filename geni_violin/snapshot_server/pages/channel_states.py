@@ -168,10 +168,13 @@ class ChannelStates:
         self._remove_records(snapshot_id)
         self._remove_objects(snapshot_id)
 
+    def ids(self) -> set[str]:
+        """Of which snapshots there are objects."""
+        return {key.split("/")[1] for key, _size in self._backend.list(CHANNELS)}
+
     def recover(self, published: set[str], staged: set[str]) -> None:
         """After a crash: what belongs to no snapshot goes, and what a published one no longer needs."""
-        objects = {key.split("/")[1] for key, _size in self._backend.list(CHANNELS)}
-        for snapshot_id in objects - published - staged:
+        for snapshot_id in self.ids() - published - staged:
             self.remove(snapshot_id)
         for path in list(self._folder.rglob(f"*{PARTIAL_SUFFIX}")):
             if path.is_file():  # an id may end like that, and then so does its folder

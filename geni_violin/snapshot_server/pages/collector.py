@@ -68,17 +68,20 @@ class Collector:
         """Do what was planned, as far as it is still right; gives what was done.
 
         :raise MachineFault: a map or a pack cannot be read.
+        :raise Conflict: the store is being closed; what is done stays done.
         :raise NoSpace: there is no room for the new packs.
         """
         with self._one_at_a_time:
-            deleted = self._usage.sweep()
+            deleted = self._usage.sweep(wait=True)
             freed, moved, rewritten = sum(pack.size_bytes for pack in deleted), 0, []
             with self._catalog.lock:
                 finds, pinned = self._catalog.finds, self._catalog.pinned()
-                chosen = [pack for pack in self._catalog.packs.values() if pack.id in set(plan.rewrite)]
+                wanted = set(plan.rewrite)
+                chosen = [pack for pack in self._catalog.packs.values() if pack.id in wanted]
             chosen = [pack for pack in chosen if pack.number not in pinned]
             tally = self.tally_of_all()
             for group in _groups(tally, chosen):
+                self._usage.refuse_closed()
                 new_bytes = self._rewrite(tally, group, finds)
                 if new_bytes is not None:
                     rewritten += group
@@ -95,6 +98,7 @@ class Collector:
             packs = list(self._catalog.packs.values())
         tally = Tally(self._catalog, packs)
         for key in self._usage.complete():
+            self._usage.refuse_closed()
             try:
                 digests = read_map(self._backend, key).all_digests()
             except NotFound:

@@ -144,7 +144,7 @@ def decode_map(data: bytes, what: str) -> ImageMap:
         raise MachineFault(f"{what} is damaged: it does not have the BLAKE3 that it says")
     try:
         return _decoded(memoryview(data)[len(MAGIC) : -DIGEST_BYTES])
-    except (ValueError, KeyError, TypeError, struct.error, zstandard.ZstdError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, struct.error, zstandard.ZstdError) as error:
         raise MachineFault(f"{what} cannot be understood: {error}") from error
 
 
@@ -163,8 +163,8 @@ def _decoded(body: memoryview) -> ImageMap:
     fills = _bytes_of(rest.take(_count(header, "fills_bytes")), _count(header, "fills", pages))
     digests = array_from(rest.take(DIGEST_BYTES * _count(header, "pages", pages)))
     tail, opaque = (_pieces(rest, _count(header, name)) for name in ("tail_bytes", "opaque_bytes"))
-    counts = np.bincount(kinds, minlength=3)
-    if rest.left or len(counts) > 3 or counts[FILL] != len(fills) or counts[PAGE] != len(digests):
+    counts = [int(np.count_nonzero(kinds == kind)) for kind in (ABSENT, FILL, PAGE)]  # less memory than bincount takes
+    if rest.left or counts != [pages - len(fills) - len(digests), len(fills), len(digests)]:
         raise ValueError("its parts contradict each other")
     sizes = _count(header, "received_bytes"), _count(header, "pack_bytes")
     return ImageMap(*sizes, preamble, blocks, kinds, fills, digests, tail, opaque, str(header["reason"]))

@@ -82,6 +82,19 @@ class Manifests:
             raise NotFound(f"there is no snapshot {id_or_name!r}", "geni-violin snapshot list shows those that exist")
         return found
 
+    def id_of(self, id_or_name: str) -> str:
+        """The id of the snapshot of that id, whose manifest may be damaged, else of that name.
+
+        :raise NotFound: there is none.
+        """
+        if is_identifier(id_or_name) and self.exists(id_or_name):
+            return id_or_name
+        return self.find(id_or_name).id
+
+    def confirm(self, snapshot_id: str) -> None:
+        """Have a manifest that exists be durable, though the put that made it may have failed."""
+        self._backend.confirm(_key(snapshot_id))
+
     def put(self, manifest: Manifest) -> None:
         """Have the snapshot exist.
 

@@ -71,6 +71,8 @@ class Opened:
             if key not in known:
                 try:
                     add_from_backend(self.catalog, self._backend, key, size)
+                except NotFound:  # it is listed a while longer than it exists
+                    continue
                 except MachineFault as error:
                     _log.error("pack_left_out", pack=key, reason=str(error))
 
@@ -86,7 +88,7 @@ def _check_format(backend: ObjectBackend) -> None:
         with contextlib.suppress(AlreadyExists):
             backend.put(FORMAT_KEY, json.dumps(FORMAT).encode())
         return
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MachineFault(f"{FORMAT_KEY} in {where} cannot be read: {error}", "put it back from a backup") from error
     if found != FORMAT:
         raise MachineFault(f"{where} is {found}", f"this release knows {FORMAT}: use the one that wrote it")

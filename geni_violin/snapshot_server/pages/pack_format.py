@@ -6,7 +6,8 @@
 
 Both tables are written when all frames are, so a pack is made in one go from its beginning; a reader begins at the
 trailer, which has a fixed size. Each byte is under a checksum: a frame under the one in the frame table, the tables and
-the trailer's numbers under the one in the trailer, and both magics are compared.
+the trailer's numbers under the one in the trailer; the last magic is compared when a pack is opened, the first by
+``verify``.
 """
 
 import struct
@@ -33,6 +34,8 @@ MAX_ITEM_BYTES = 1 << 20
 MAX_FRAME_ITEMS = 1 << 8
 MAX_RAW_BYTES = 1 << 20
 """The most that a frame is decompressed to."""
+MAX_FRAME_BYTES = MAX_RAW_BYTES + (64 << 10)
+"""The most that a frame has: zstd makes what does not compress a little longer."""
 
 _TRAILER = struct.Struct("<QII32s8s")
 
@@ -108,6 +111,7 @@ def _check(table: PackTable, offset: int, what: str) -> None:
         and (int(ends[-1]) if len(frames) else len(MAGIC)) == offset
         and bool((frames["items"] >= 1).all() and (frames["items"] <= MAX_FRAME_ITEMS).all())
         and bool((frames["item_bytes"] >= 1).all() and (raw <= MAX_RAW_BYTES).all())
+        and bool((frames["length"] <= MAX_FRAME_BYTES).all())
         and int(frames["items"].sum()) == len(table.digests)
     )
     if not sane:

@@ -253,15 +253,15 @@ class Packer:
         session.batches.add(batch)
 
     def _submit(self, batch: _Batch) -> None:
-        self._compressing += 1
         self._compressors.submit(self._guarded, self._compress, [batch], batch)
+        self._compressing += 1
 
     def _close_pack(self) -> None:
         """Hand the open pack on to be put."""
         if self._open is not None:
             pack, self._open = self._open, None
-            self._putting += 1
             self._putter.submit(self._guarded, self._put, pack.batches, pack)
+            self._putting += 1
 
     def _drop_what_nobody_needs(self) -> None:
         """Of what is not being put; batches that are being compressed are dropped when they are."""

@@ -24,7 +24,9 @@ staged or published; and a stream that is under way pins the packs that it relie
 
 import functools
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 
@@ -53,6 +55,7 @@ from geni_violin.snapshot_server.cut_clock import TAIL_BYTES
 from geni_violin.snapshot_server.names import check_record, check_stage_request, checked_identifier
 from geni_violin.snapshot_server.pages.channel_states import ChannelStates
 from geni_violin.snapshot_server.pages.collector import MIN_RUBBISH, Collector
+from geni_violin.snapshot_server.pages.gate import Gate
 from geni_violin.snapshot_server.pages.image_map import decode_map
 from geni_violin.snapshot_server.pages.image_reader import PageReader
 from geni_violin.snapshot_server.pages.image_writer import PageWriter, stored_image_of
@@ -77,6 +80,21 @@ _PARTS_OF_EARLIER_STORES = ("images", "manifests", "stagings")
 _log = structlog.get_logger(__name__)
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _changes(method: Callable[Concatenate["PageStore", P], T]) -> Callable[Concatenate["PageStore", P], T]:
+    """A method that changes the store, and so does not begin once it is being closed (``gate``)."""
+
+    @functools.wraps(method)
+    def gated(self: "PageStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self.gate.passing():
+            return method(self, *args, **kwargs)
+
+    return gated
+
+
 class PageStore:
     """An :class:`~geni_violin.snapshot_server.store.ImageStore` in a backend, which it closes at its end.
 
@@ -86,6 +104,7 @@ class PageStore:
     """
 
     def __init__(self, backend: ObjectBackend, folder: Path) -> None:
+        self.gate = Gate()
         self._opened = Opened(backend, folder)
         self._backend = backend
         self._catalog = self._opened.catalog
@@ -97,11 +116,12 @@ class PageStore:
         )  # for stagings, manifests and writers; never held while an image is read or written
         self._channel_mutex = threading.Lock()  # for all of self._channels; taken after the other one
         self._packer = Packer(backend, self._catalog)
-        self._usage = Usage(backend, self._catalog)
+        self._usage = Usage(backend, self._catalog, self._known_images)
         self._collector = Collector(backend, self._catalog, self._usage)
         self._writers: dict[str, PageWriter] = {}  # by the map's key
         self._stored: dict[str, StoredImage] = {}
         self._budgets: dict[str, Budget] = {}
+        self._removals = 0
         try:
             self._quotas = Quotas(backend)
             self._recover()
@@ -113,24 +133,26 @@ class PageStore:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
         return self._backend.free_bytes()
 
-    def stage(self, request: StageRequest) -> None:
+    @_changes
+    def stage(self, request: StageRequest, lasting: bool = True) -> None:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
         check_stage_request(request)
         with self._mutex:
             staged = self._stagings.find(request.snapshot_id)
-            if staged == request:
+            if staged == request and lasting:
                 return
             if staged is not None:
-                raise Conflict(f"snapshot {request.snapshot_id} is staged with another name or other images")
+                raise Conflict(f"snapshot {request.snapshot_id} is staged already, or with another name or images")
             check_names_free(request, self.snapshots(), self._stagings.all())
             self._refuse_without_room(f"snapshot {request.name}", sum(image.expected_bytes for image in request.images))
             self._quotas.left_bytes(request.slice, self._manifests.all)
-            self._stagings.put(request)
+            self._stagings.put(request, lasting)
 
     def staging(self, snapshot_id: str) -> StageRequest:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
         return self._stagings.get(snapshot_id)
 
+    @_changes
     def open_writer(self, snapshot_id: str, vm: str) -> ImageWriter:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
         with self._mutex:
@@ -160,15 +182,18 @@ class PageStore:
         with self._mutex:
             if key in self._stored or key in self._writers:
                 return self._stored.get(key)
+            removals = self._removals
         try:
             data = self._backend.get(key)
         except NotFound:
             return None
         stored = stored_image_of(vm, decode_map(data, f"image map {key}"), data)
         with self._mutex:
-            self._stored[key] = stored
+            if self._removals == removals:  # else it may be gone by now
+                self._stored[key] = stored
         return stored
 
+    @_changes
     def put_record(self, snapshot_id: str, vm: str, kind: str, data: bytes) -> None:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
         check_record(vm, kind, data)
@@ -179,13 +204,14 @@ class PageStore:
             self.staging(snapshot_id)
             self._channels.put(snapshot_id, vm, kind, data)
 
+    @_changes
     def seal_channels(self, snapshot_id: str, request: SealChannels) -> list[ChannelSummary]:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
+        for image in self.staging(snapshot_id).images:
+            if self.stored_image(snapshot_id, image.vm) is None:
+                raise Conflict(f"the image of VM {image.vm} is not durable", "seal when each image's state is durable")
         with self._channel_mutex:
             vms = [image.vm for image in self.staging(snapshot_id).images]
-            for vm in vms:
-                if self.stored_image(snapshot_id, vm) is None:
-                    raise Conflict(f"the image of VM {vm} is not durable", "seal when each image's state is durable")
             seal = self._channels.seal(snapshot_id, vms, request.macs, lambda vm: self._end_of_image(snapshot_id, vm))
         return [channel.summary for channel in seal.channels]
 
@@ -194,6 +220,7 @@ class PageStore:
         with PageReader(vm, image, self._backend, self._catalog, lambda: None) as reader:
             return reader.end(TAIL_BYTES)
 
+    @_changes
     def discard(self, snapshot_id: str) -> None:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
         checked_identifier(snapshot_id, "snapshot id")
@@ -205,6 +232,7 @@ class PageStore:
             self._remove_contents(snapshot_id)
         self._sweep()
 
+    @_changes
     def publish(self, manifest: Manifest) -> Manifest:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
         checked_identifier(manifest.id, "snapshot id")
@@ -216,6 +244,9 @@ class PageStore:
                 self._publish_first(manifest)
             elif published != manifest:
                 raise Conflict(f"snapshot {manifest.id} is published with another manifest")
+            elif self._stagings.find(manifest.id) is not None:  # it failed after the manifest had its name
+                self._manifests.confirm(manifest.id)
+                self._end_staging(manifest.id)
         return manifest
 
     def _publish_first(self, manifest: Manifest) -> None:
@@ -226,14 +257,17 @@ class PageStore:
         # The commit point. All that it speaks of was made durable by PageWriter.finish and ChannelStates.seal.
         try:
             self._manifests.put(manifest)
-            self._stagings.remove(manifest.id)
-            self._budgets.pop(manifest.id, None)
-            self._channels.settle(manifest.id)
+            self._end_staging(manifest.id)
         except NoSpace as error:
             if not self._manifests.exists(manifest.id):
                 raise
             # The manifest has its name already: "no space" would be taken for a certain no, which it is not.
             raise MachineFault(f"snapshot {manifest.id} is published but not yet durable: {error}") from error
+
+    def _end_staging(self, snapshot_id: str) -> None:
+        self._stagings.remove(snapshot_id)
+        self._budgets.pop(snapshot_id, None)
+        self._channels.settle(snapshot_id)
 
     def snapshots(self) -> list[Manifest]:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
@@ -280,16 +314,18 @@ class PageStore:
             raise MachineFault(f"snapshot {manifest.name} is damaged: {'; '.join(damages)}", "do not restore it")
         return manifest
 
+    @_changes
     def delete(self, id_or_name: str) -> None:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
         with self._mutex:
-            snapshot_id = self.snapshot(id_or_name).id
+            snapshot_id = self._manifests.id_of(id_or_name)
             # A staging outlives publishing only if its removal failed. It goes first, else it would be staged again.
             self._stagings.remove(snapshot_id)
             self._manifests.delete(snapshot_id)
             self._remove_contents(snapshot_id)
         self._sweep()
 
+    @_changes
     def free_leftovers(self) -> None:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
         self._sweep()
@@ -297,6 +333,7 @@ class PageStore:
     def close(self) -> None:
         """See :class:`~geni_violin.snapshot_server.store.ImageStore`."""
         self._usage.close()
+        self.gate.close()
         self._packer.close()
         self._opened.close()
 
@@ -313,6 +350,7 @@ class PageStore:
         """What a collection of rubbish would do; see :meth:`~.collector.Collector.plan`."""
         return self._collector.plan(min_rubbish)
 
+    @_changes
     def collect(self, plan: CollectionPlan) -> CollectionPlan:
         """Do what was planned, as far as it is still right; see :meth:`~.collector.Collector.execute`."""
         return self._collector.execute(plan)
@@ -321,6 +359,7 @@ class PageStore:
         """The quotas of slices."""
         return self._quotas.all(self.snapshots())
 
+    @_changes
     def set_quota(self, slice_name: str, limit_bytes: int | None) -> None:
         """Set a slice's quota, or take it away; see :meth:`~.quotas.Quotas.set`."""
         self._quotas.set(slice_name, limit_bytes)
@@ -343,6 +382,7 @@ class PageStore:
         return self._budgets[staged.snapshot_id]
 
     def _remove_contents(self, snapshot_id: str) -> None:
+        self._removals += 1
         for key, _size in list(self._backend.list(f"{IMAGES}{snapshot_id}/")):
             self._backend.delete(key)
             self._usage.forget(key)
@@ -353,7 +393,7 @@ class PageStore:
     def _sweep(self) -> None:
         """Free the room of packs that nothing needs. What cannot be freed now stays for a collection."""
         try:
-            swept = self._usage.sweep()
+            swept = self._usage.sweep(wait=False)
             if swept:
                 _log.info("packs_freed", packs=len(swept), bytes=sum(pack.size_bytes for pack in swept))
         except GeniViolinError as error:
@@ -361,13 +401,21 @@ class PageStore:
 
     def _recover(self) -> None:
         """Remove what a crash left; see the module's theory."""
+        images = [key for key, _size in self._backend.list(IMAGES)]
+        found = {key.split("/")[1] for key in images} | self._channels.ids()
         published = set(self._manifests.ids())
+        # An object store may list what was put only a while later. What is to be deleted is asked for by its name.
+        published |= {snapshot_id for snapshot_id in found - published if self._manifests.exists(snapshot_id)}
         self._stagings.recover(published)
         staged = self._stagings.ids()
-        for key, _size in list(self._backend.list(IMAGES)):
+        for key in images:
             if key.split("/")[1] not in published | staged:
                 self._backend.delete(key)
         self._channels.recover(published, staged)
+
+    def _known_images(self) -> list[str]:
+        """The maps of all snapshots that exist."""
+        return [image_key(manifest.id, vm.name) for manifest in self._manifests.all() for vm in manifest.vms]
 
     # --- what is refused ----------------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ class Quotas:
                 raise ValueError("expected whole numbers")
         except NotFound:
             return {}
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise MachineFault(f"the quotas in {_KEY} cannot be read: {error}", "put it right, or remove it") from error
         return dict(limits)
 

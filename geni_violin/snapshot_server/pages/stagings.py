@@ -1,6 +1,8 @@
 """What is staged, in a local folder: one record for each snapshot that is being taken.
 
-It is local because it is of no use to another server: the streams come to this one.
+It is local because it is of no use to another server: the streams come to this one. Beside the record of one that a
+restart should end (an import's) there is an empty file ``ID.passing``, from before the record is there until after it
+is gone.
 """
 
 from pathlib import Path
@@ -18,6 +20,8 @@ from geni_violin.snapshot_server.records import (
     remove_file,
     write_record,
 )
+
+_MARK = ".passing"
 
 
 class Stagings:
@@ -53,19 +57,31 @@ class Stagings:
         """The ids of all that is staged."""
         return set(record_names(self._folder))
 
-    def put(self, request: StageRequest) -> None:
-        """Keep a staging; durable when this returns."""
+    def put(self, request: StageRequest, lasting: bool) -> None:
+        """Keep a staging, over a restart if it is a lasting one; durable when this returns."""
+        if not lasting:
+            with disk_faults(f"the staging of snapshot {request.snapshot_id} cannot be kept", self._folder):
+                self._mark(request.snapshot_id).touch()
+                sync_folder(self._folder)
         write_record(record_path(self._folder, request.snapshot_id), request)
 
     def remove(self, snapshot_id: str) -> None:
         """Forget a staging, durably; it is fine if there is none."""
         with disk_faults(f"the staging of snapshot {snapshot_id} cannot be removed", self._folder):
             remove_file(record_path(self._folder, snapshot_id))
+            self._mark(snapshot_id).unlink(missing_ok=True)
 
     def recover(self, published: set[str]) -> None:
-        """After a crash: what is half written goes, and what was published."""
+        """After a crash: what is half written goes, what was published, and what does not outlive its server."""
         for path in self._folder.glob(f"*{PARTIAL_SUFFIX}"):
             path.unlink()
         for snapshot_id in published:
             record_path(self._folder, snapshot_id).unlink(missing_ok=True)
+        for mark in self._folder.glob(f"*{_MARK}"):
+            record_path(self._folder, mark.name.removesuffix(_MARK)).unlink(missing_ok=True)
         sync_folder(self._folder)
+        for mark in self._folder.glob(f"*{_MARK}"):
+            mark.unlink()
+
+    def _mark(self, snapshot_id: str) -> Path:
+        return self._folder / f"{snapshot_id}{_MARK}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from geni_violin.core.errors import GeniViolinError, MachineFault, NotFound
+from geni_violin.core.errors import GeniViolinError, InvalidInput, MachineFault, NotFound
 from geni_violin.core.messages import Manifest, VmImage
 from geni_violin.snapshot_server.backends import ObjectBackend
 from geni_violin.snapshot_server.pages.catalog import Catalog, Pack, read_table
@@ -21,6 +21,8 @@ from geni_violin.snapshot_server.pages.index import NOWHERE, items_of, packs_of
 from geni_violin.snapshot_server.pages.pack_format import MAGIC
 from geni_violin.snapshot_server.pages.page_words import words_for_pages
 from geni_violin.snapshot_server.pages.usage import image_key
+from geni_violin.snapshot_server.stream.events import RamBlock
+from geni_violin.snapshot_server.stream.preamble import parse_preamble
 
 
 def read_published_map(backend: ObjectBackend, snapshot_id: str, wanted: VmImage) -> ImageMap:
@@ -37,7 +39,16 @@ def read_published_map(backend: ObjectBackend, snapshot_id: str, wanted: VmImage
     image = decode_map(data, f"{what}: image map {key}")
     if root_of(data) != wanted.blake3:
         raise MachineFault(f"{what}: image map {key} has BLAKE3 {root_of(data)} instead of {wanted.blake3}")
+    if image.preamble and _blocks_of(image.preamble) != image.blocks:
+        raise MachineFault(f"{what}: image map {key} has other blocks of memory than its stream's beginning")
     return image
+
+
+def _blocks_of(preamble: bytes) -> tuple[RamBlock, ...]:
+    try:
+        return parse_preamble(preamble).blocks
+    except InvalidInput:
+        return ()
 
 
 def damages_of(backend: ObjectBackend, catalog: Catalog, manifest: Manifest) -> Iterator[str]:

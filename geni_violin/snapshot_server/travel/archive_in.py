@@ -27,6 +27,8 @@ from geni_violin.snapshot_server.travel.archive_format import (
 )
 
 _READ_BYTES = 4 << 20
+_MAX_DOCUMENT_BYTES = 64 << 20
+"""What is JSON is read as a whole before it is understood."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,16 @@ class ArchiveReader:
                 self._file.close()
                 raise
 
+    def confirm(self, key: str) -> None:
+        """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""
+        self._place(key)
+
     def get(self, key: str) -> bytes:
         """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""
-        return self._read(self._place(key))
+        place = self._place(key)
+        if key.endswith(".json") and place.length > _MAX_DOCUMENT_BYTES:
+            raise MachineFault(f"object {key} in {self.describe()} has {place.length} bytes")
+        return self._read(place)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""

@@ -67,6 +67,10 @@ class ArchiveWriter:
         """
         raise Conflict(f"object {key} in {self.describe()} has gone out already")
 
+    def confirm(self, key: str) -> None:
+        """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""
+        self.size(key)
+
     def get(self, key: str) -> bytes:
         """See :class:`~geni_violin.snapshot_server.backends.ObjectBackend`."""
         return self._small.get(key)

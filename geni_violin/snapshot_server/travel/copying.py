@@ -26,7 +26,7 @@ def copy_snapshot(source: ImageStore, target: ImageStore, manifest: Manifest) ->
     :raise InvalidInput: the manifest does not fit what a snapshot can be.
     """
     _refuse_published(target, manifest)
-    target.stage(stage_request_of(manifest))
+    target.stage(stage_request_of(manifest), lasting=False)
     try:
         stored = {vm.name: _copy_image(source, target, manifest.id, vm.name) for vm in manifest.vms}
         frames = _copy_channels(source, target, manifest)

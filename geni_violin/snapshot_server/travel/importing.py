@@ -10,10 +10,17 @@ from geni_violin.core.errors import Conflict, GeniViolinError, InvalidInput, Mac
 from geni_violin.core.messages import Manifest
 from geni_violin.snapshot_server.channels import parsed_macs
 from geni_violin.snapshot_server.names import check_stage_request, checked_identifier
+from geni_violin.snapshot_server.pages.channel_states import CHANNELS
+from geni_violin.snapshot_server.pages.manifests import MANIFESTS
+from geni_violin.snapshot_server.pages.opening import FORMAT_KEY
+from geni_violin.snapshot_server.pages.pack_builder import PREFIX as PACKS
 from geni_violin.snapshot_server.pages.page_store import PageStore
+from geni_violin.snapshot_server.pages.usage import IMAGES
 from geni_violin.snapshot_server.store import ImageStore
 from geni_violin.snapshot_server.travel.archive_in import ArchiveReader
 from geni_violin.snapshot_server.travel.copying import copy_snapshot, stage_request_of
+
+_KNOWN = (PACKS, IMAGES, CHANNELS, MANIFESTS)
 
 
 def import_archive(store: ImageStore, archive: Path, scratch: Path) -> Manifest:
@@ -28,15 +35,26 @@ def import_archive(store: ImageStore, archive: Path, scratch: Path) -> Manifest:
     with tempfile.TemporaryDirectory(prefix="import-", dir=scratch) as folder:
         reader = ArchiveReader(archive)
         try:
+            _check_keys(reader)
             source = PageStore(reader, Path(folder))
         except (MachineFault, Conflict) as error:
             reader.close()
             raise _not_understood(error) from error
+        except BaseException:
+            reader.close()
+            raise
         try:
             manifest = _checked(source)
             return copy_snapshot(source, store, manifest)
         finally:
             source.close()
+
+
+def _check_keys(reader: ArchiveReader) -> None:
+    """Refuse what this release would not import: a later one may keep in it what a snapshot cannot be without."""
+    for key, _size in reader.list():
+        if key != FORMAT_KEY and not key.startswith(_KNOWN):
+            raise InvalidInput(f"the archive has an object {key!r}, which this release does not know")
 
 
 def _checked(source: PageStore) -> Manifest:
