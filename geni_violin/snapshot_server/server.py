@@ -1,5 +1,7 @@
 """The snapshot server's process: open the store, bind both ports, serve."""
 
+import contextlib
+import ctypes
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,17 @@ from geni_violin.runtime.http import bind, serve
 from geni_violin.snapshot_server.api import create_app
 from geni_violin.snapshot_server.backends import ObjectBackend
 from geni_violin.snapshot_server.pages.page_store import PageStore, open_folder
+
+_M_ARENA_MAX = -8
+_MAX_ARENAS = 2
+
+
+def _share_arenas() -> None:
+    """Have the C library's allocator use few arenas (mallopt(3)): each keeps some of what its threads gave back, and
+    there are many threads. With two, four streams at a time take 267 MiB instead of 308, and no longer.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _MAX_ARENAS)
 
 
 def run_server(
@@ -27,6 +40,7 @@ def run_server(
     :param on_ready: called once with the REST side's URL when both ports serve; /healthz there tells the ingest port.
     :raise MachineFault: a port or the folder cannot be used, or another snapshot server uses the folder.
     """
+    _share_arenas()
     with bind(host, port) as listener, bind(ingest_host, ingest_port) as ingest_listener:
         url = f"http://{host}:{listener.getsockname()[1]}"
         store = open_folder(store_dir) if open_bucket is None else PageStore(open_bucket(), store_dir / "state")

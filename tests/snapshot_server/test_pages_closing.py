@@ -115,7 +115,7 @@ def test_a_deletion_does_not_wait_for_a_sweep_that_is_under_way(
     """Whoever sweeps sweeps once more."""
     with opened(backend, tmp_path) as store:
         for name, first in (("a", 1), ("b", 1001)):
-            take_images(store, name, {"n1": image_with(seeds(first, 70))})
+            take_images(store, name, {"n1": image_with(seeds(first, 70), name.encode())})
     with opened(backend, tmp_path) as store:
         reading, go = threading.Event(), threading.Event()
 
@@ -132,7 +132,7 @@ def test_a_deletion_does_not_wait_for_a_sweep_that_is_under_way(
         go.set()
         sweeping.result(PATIENCE_S)
         assert len(packs_of(backend)) == 1
-        assert_same(store, "b", {"n1": image_with(seeds(1001, 70))})
+        assert_same(store, "b", {"n1": image_with(seeds(1001, 70), b"b")})
 
 
 def test_a_map_that_is_deleted_and_made_anew_while_it_is_read_is_read_again(
@@ -197,7 +197,7 @@ def test_a_snapshot_whose_manifest_is_damaged_can_be_deleted(backend: Slow, tmp_
         take_images(store, "b", {"n1": image_with(seeds(2001, 70))})
     backend.flip("manifests/a.json", 1000)
     with opened(backend, tmp_path) as store:
-        with pytest.raises(MachineFault, match="damaged"):
+        with pytest.raises(MachineFault, match=r"cannot be read|damaged"):
             store.snapshots()
         store.delete("a")
         assert [manifest.id for manifest in store.snapshots()] == ["b"]

@@ -103,8 +103,8 @@ class ImageMap:
         return len(self.digests) * PAGE_BYTES + self.tail.total_bytes + self.opaque.total_bytes
 
 
-def encode_map(image: ImageMap) -> bytes:
-    """An image map's object. The same image gives the same bytes."""
+def encode_map(image: ImageMap) -> bytearray:
+    """An image map's object, made without a second copy of its digests. The same image gives the same bytes."""
     compressor = zstandard.ZstdCompressor(level=_LEVEL)
     kinds, fills = compressor.compress(image.kinds.tobytes()), compressor.compress(image.fills.tobytes())
     header = {
@@ -121,16 +121,23 @@ def encode_map(image: ImageMap) -> bytes:
         "reason": image.reason,
     }
     text = json.dumps(header, separators=(",", ":")).encode()
-    body = b"".join((MAGIC, _LENGTH.pack(len(text)), text, image.preamble, kinds, fills, image.all_digests().tobytes()))
-    return body + blake3(body).digest()
+    digests = (image.digests.reshape(-1).view(np.uint8).data, image.piece_digests().tobytes())
+    parts = (MAGIC, _LENGTH.pack(len(text)), text, image.preamble, kinds, fills, *digests)
+    body = bytearray(sum(map(len, parts)) + DIGEST_BYTES)
+    end = 0
+    for part in parts:
+        body[end : end + len(part)] = part
+        end += len(part)
+    body[end:] = blake3(memoryview(body)[:end]).digest()
+    return body
 
 
-def root_of(data: bytes) -> str:
+def root_of(data: bytes | bytearray) -> str:
     """The Merkle root that an image map's object says that it has, as a hexadecimal number."""
     return data[-DIGEST_BYTES:].hex()
 
 
-def decode_map(data: bytes, what: str) -> ImageMap:
+def decode_map(data: bytes | bytearray, what: str) -> ImageMap:
     """An image map.
 
     :param what: what people call it.

@@ -79,7 +79,7 @@ class PageWriter:
         self._map = MapBuilder()  # what it has is in the image now
         data = encode_map(image)
         # Everything that the map names is durable, and stays: the session pins it until the map's needs are recorded.
-        self._backend.put(self._key, data)
+        self._backend.put(self._key, memoryview(data))
         self._usage.record(self._key, image.all_digests())
         return stored_image_of(self._vm, image, data)
 
@@ -134,7 +134,7 @@ class _Piecewise:
         return Pieces(self._total_bytes, tuple(self._digests))
 
 
-def stored_image_of(vm: str, image: ImageMap, data: bytes) -> StoredImage:
+def stored_image_of(vm: str, image: ImageMap, data: bytes | bytearray) -> StoredImage:
     """What is told of a stored image.
 
     :param data: its map's object.

@@ -69,7 +69,8 @@ class Stagings:
         """Forget a staging, durably; it is fine if there is none."""
         with disk_faults(f"the staging of snapshot {snapshot_id} cannot be removed", self._folder):
             remove_file(record_path(self._folder, snapshot_id))
-            self._mark(snapshot_id).unlink(missing_ok=True)
+            if (mark := self._mark(snapshot_id)).exists():
+                mark.unlink()
 
     def recover(self, published: set[str]) -> None:
         """After a crash: what is half written goes, what was published, and what does not outlive its server."""
