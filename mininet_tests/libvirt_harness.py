@@ -1,8 +1,9 @@
 """A libvirtd for one test: the machine's own program, with configuration, state and sockets of its own.
 
 It runs in a mount namespace, where its folders lie over /etc/libvirt, /var/lib/libvirt and their like, and in a process
-namespace, so that whatever it has started ends with it. Its socket is in an ordinary folder, so that virsh reaches it
-from outside. Nothing of the machine's own libvirt is read or changed.
+namespace, so that whatever it has started ends with it. The first process there is a shell, which waits for whatever
+ends: the QEMU that libvirtd asks what it can do is not its child. Its socket is in an ordinary folder, so that virsh
+reaches it from outside. Nothing of the machine's own libvirt is read or changed.
 """
 
 import contextlib
@@ -47,7 +48,8 @@ while [ $# -gt 0 ]; do
 done
 mount --bind "$base/passwd" /etc/passwd
 mount --bind "$base/group" /etc/group
-exec libvirtd --config /etc/libvirt/libvirtd.conf
+libvirtd --config /etc/libvirt/libvirtd.conf &
+wait
 """
 
 

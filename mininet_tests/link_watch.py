@@ -5,6 +5,7 @@ import select
 import socket
 import struct
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -16,6 +17,8 @@ _SO_TIMESTAMPNS, _SO_RCVBUFFORCE = 35, 33
 _TIMESPEC = struct.Struct("=qq")
 _STATISTICS = struct.Struct("=II")
 _OUTGOING = 4
+_BEGINNING_S = 1.0
+"""Longer than a frame is under way, or than it takes until one like it is sent again."""
 _FRAME_BYTES = 20_000
 _TAG = b"\x81\x00"
 
@@ -96,17 +99,23 @@ class Crossing:
 def crossing(sent: list[Seen], came: list[Seen]) -> Crossing:
     """Match what came with what was sent, in order: frames that came out of order, twice or altered are no match.
 
-    What came before the first frame that was seen sent is left out, and at the end what may still be on its way.
+    The first second is left out, because what came then may have been sent before; so are frames that were sent more
+    than once (an acknowledgment may be the same as the one before), because nobody can tell which of them came; and at
+    the end what may still be on its way.
 
     :raise AssertionError: something came that was not sent, or not in this order.
     """
-    known = {frame.octets for frame in sent}
-    first = next(index for index, frame in enumerate(came) if frame.octets in known)
+    often, began = Counter(frame.octets for frame in sent), sent[0].at_s + _BEGINNING_S
+    judged = [frame for frame in sent if frame.at_s >= began and often[frame.octets] == 1]
+    known = {frame.octets for frame in judged}
     took_ms, position = [], 0
-    for frame in came[first:]:
-        while position < len(sent) and sent[position].octets != frame.octets:
+    for frame in came:
+        assert frame.at_s < began or frame.octets in often, f"a frame came that was not sent: {frame.octets[:40].hex()}"
+        if frame.octets not in known:
+            continue
+        while position < len(judged) and judged[position].octets != frame.octets:
             position += 1
-        assert position < len(sent), f"a frame came that was not sent then: {frame.octets[:40].hex()}"
-        took_ms.append((frame.at_s - sent[position].at_s) * 1e3)
+        assert position < len(judged), f"a frame came twice, or too late: {frame.octets[:40].hex()}"
+        took_ms.append((frame.at_s - judged[position].at_s) * 1e3)
         position += 1
     return Crossing(tuple(took_ms), position - len(took_ms))

@@ -100,7 +100,7 @@ def test_a_future_frame_starts_a_cut_that_nobody_asks_for(causality: Slice) -> N
 
 
 @undamaged
-def test_snapshots_have_no_orphans_and_lose_nothing(causality: Slice, tmp_path: Path) -> None:
+def test_snapshots_have_no_orphans_and_lose_nothing(causality: Slice) -> None:
     """Eight snapshots, half of them with skews up to 0.5 s, the others as they come; several restored.
 
     Nothing received that was not sent, nothing lost, nothing broken.
