@@ -9,6 +9,7 @@ that each way of failing leaves a VM in; the methods here rest on it.
 import asyncio
 import contextlib
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,27 @@ _CAPABILITIES = {
     "precopy": {"background-snapshot": False, "pause-before-switchover": True},
     "stop": {"background-snapshot": False, "pause-before-switchover": False},
 }
+_NOT_FINALIZED = "not finalized"
+"""Of QEMU's words for a VM whose migration is not quite done (``qmp_cont``)."""
+_FINALIZING_PATIENCE_S, _FINALIZING_LOOK_S = 1.0, 0.001
+
+
+async def resume(execute: Callable[[str], Awaitable[Any]]) -> None:
+    """Have a VM run that is paused.
+
+    QEMU tells that a migration has completed a moment before it is done with it, and till then refuses.
+
+    :raise CommandRefused: it refuses for another reason, or the moment is too long.
+    """
+    deadline = asyncio.get_running_loop().time() + _FINALIZING_PATIENCE_S
+    while True:
+        try:
+            await execute("cont")
+            return
+        except CommandRefused as refused:
+            if _NOT_FINALIZED not in refused.words or asyncio.get_running_loop().time() > deadline:
+                raise
+        await asyncio.sleep(_FINALIZING_LOOK_S)
 
 
 class QemuVm:
@@ -170,7 +192,7 @@ class QemuVm:
         if run_state == "inmigrate":
             raise Conflict(f"VM {self.definition.name} waits for an image", "load one first")
         if run_state != "running":
-            await self._execute("cont")
+            await resume(self._execute)
 
     async def pause(self) -> float:
         if await self._run_state() != "running":
@@ -192,7 +214,7 @@ class QemuVm:
         if (await self.migration_progress()).status not in FINAL_MIGRATION_STATUSES:
             await self.cancel_migration()
         if await self._run_state() != "running":
-            await self._execute("cont")
+            await resume(self._execute)
         return True
 
     async def kill(self) -> None:
