@@ -25,8 +25,9 @@ def stats(as_json: Json = False) -> None:
 def print_stats(figures: StoreStats) -> None:
     """The figures of all snapshots, then those of each."""
     free = "unknown" if figures.free_bytes is None else size(figures.free_bytes)
+    count = len(figures.snapshots)
     line(
-        f"{len(figures.snapshots)} snapshots: logical {size(figures.logical_bytes)}, stored "
+        f"{count} snapshot{'s' if count != 1 else ''}: logical {size(figures.logical_bytes)}, stored "
         f"{size(figures.stored_bytes + figures.map_bytes)} in {figures.packs} packs and their maps"
     )
     line(f"shared by several {size(figures.shared_bytes)}, rubbish {size(figures.rubbish_bytes)}, free {free}")

@@ -39,6 +39,9 @@ MAX_OPENING_BYTES = 4096
 OPENING_DEADLINE_S = 10.0
 _WORKERS = 32
 _GOODBYE_S = 10.0
+_HEAD_START_S = 0.25
+"""How long an image's connection stays after the image was refused: whoever waits for its status (the coordinator)
+hears why before the other end tells it that the connection broke."""
 
 _log = structlog.get_logger(__name__)
 P = ParamSpec("P")
@@ -222,6 +225,8 @@ class Ingest:
             _log.warning("image_failed", snapshot=reception.snapshot_id, vm=reception.vm, reason=reception.reason)
             if not isinstance(error, GeniViolinError | OSError):
                 raise
+            if not (isinstance(error, OSError) or connection.cut_off):
+                await asyncio.sleep(_HEAD_START_S)
         else:
             reception.complete(stored)
             _log.info("image_durable", snapshot=reception.snapshot_id, vm=reception.vm, bytes=stored.received_bytes)
