@@ -39,9 +39,10 @@ MAX_OPENING_BYTES = 4096
 OPENING_DEADLINE_S = 10.0
 _WORKERS = 32
 _GOODBYE_S = 10.0
-_HEAD_START_S = 0.25
-"""How long an image's connection stays after the image was refused: whoever waits for its status (the coordinator)
-hears why before the other end tells it that the connection broke."""
+_HEAD_START_S = 1.0
+"""How long an image's connection stays after the image was refused: whoever asks for its status (the coordinator) hears
+why before the other end tells it that the connection broke. What comes meanwhile is read and thrown away, so that no
+guest waits for it."""
 
 _log = structlog.get_logger(__name__)
 P = ParamSpec("P")
@@ -226,7 +227,7 @@ class Ingest:
             if not isinstance(error, GeniViolinError | OSError):
                 raise
             if not (isinstance(error, OSError) or connection.cut_off):
-                await asyncio.sleep(_HEAD_START_S)
+                await _drain(connection.socket, _HEAD_START_S)
         else:
             reception.complete(stored)
             _log.info("image_durable", snapshot=reception.snapshot_id, vm=reception.vm, bytes=stored.received_bytes)
@@ -315,6 +316,15 @@ def _reset_on_close(connected: socket.socket, wanted: bool) -> None:
     """Whether close() sends a reset (socket(7), SO_LINGER with no time)."""
     with contextlib.suppress(OSError):
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", int(wanted), 0))
+
+
+async def _drain(connected: socket.socket, duration_s: float) -> None:
+    """Throw away what comes, for so long."""
+    loop, buffer = asyncio.get_running_loop(), bytearray(BUFFER_BYTES)
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(duration_s):
+            while await loop.sock_recv_into(connected, buffer):
+                pass
 
 
 async def _read_opening(connected: socket.socket) -> tuple[Put | Get, bytes]:

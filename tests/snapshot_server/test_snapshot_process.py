@@ -1,5 +1,6 @@
 """The server as a process of its own: SIGKILL, restart, one folder for one server, a disk that is really full."""
 
+import itertools
 import os
 import shutil
 import socket
@@ -160,9 +161,10 @@ def _can_mount_in_a_namespace(folder: Path) -> bool:
 
 def _stuff(connection: socket.socket) -> None:
     """Send what cannot be compressed until the server resets the connection."""
-    for seed in range(256):
-        connection.sendall(stream_of(MIB, seed))
-    raise AssertionError("256 MiB went to a disk of 96 MiB")
+    deadline, portions = time.monotonic() + 20.0, [stream_of(MIB, seed) for seed in range(256)]
+    for portion in itertools.cycle(portions):
+        connection.sendall(portion)
+        assert time.monotonic() < deadline, "a stream goes on and on to a disk of 96 MiB"
 
 
 def test_a_disk_that_fills_up_while_images_come(tmp_path: Path) -> None:
