@@ -141,8 +141,10 @@ class PageStore:
             staged = self._stagings.find(request.snapshot_id)
             if staged == request and lasting:
                 return
+            if staged == request:
+                raise Conflict(f"snapshot {request.snapshot_id} is being taken already")
             if staged is not None:
-                raise Conflict(f"snapshot {request.snapshot_id} is staged already, or with another name or images")
+                raise Conflict(f"snapshot {request.snapshot_id} is staged with another name or other images")
             check_names_free(request, self.snapshots(), self._stagings.all())
             self._refuse_without_room(f"snapshot {request.name}", sum(image.expected_bytes for image in request.images))
             self._quotas.left_bytes(request.slice, self._manifests.all)
