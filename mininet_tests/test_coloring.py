@@ -275,31 +275,36 @@ def _fill_flow_cache(host: Host, flows: int) -> None:
             time.sleep(0.002)
 
 
-def _stale_frames(network: TestNetwork, epoch: int, forget: bool) -> tuple[int, float]:
-    """Recolor; how many frames were sent after that, but left in the old color, and the last of them in ms after."""
+def _stale_frames(network: TestNetwork, epoch: int, forget: bool, flows: int = 4000) -> tuple[int, float]:
+    """Recolor; how many frames were sent after that, but left in an old color, and the last of them in ms after."""
     network.controller.recolor("red", epoch - 1)
-    _fill_flow_cache(network.host("red", "v2"), 4000)
+    _fill_flow_cache(network.host("red", "v2"), flows)
     with capture(network, 2, 1) as seeing:
         network.controller.recolor("red", epoch, "v1", forget=forget)
         held_ns = time.monotonic_ns()
         time.sleep(0.2)
         frames = seeing.take(0.0)
-    sent_ns = [int.from_bytes(frame.payload[:8], "big") for frame in frames if frame.color == (epoch - 1) % 3]
-    late_ms = [(at - held_ns) / 1e6 for at in sent_ns if at > held_ns]
-    assert any(frame.color == epoch % 3 for frame in frames), "nothing was sent"
+    sent_ns = [(int.from_bytes(frame.payload[:8], "big"), frame.color) for frame in frames]
+    late_ms = [(at - held_ns) / 1e6 for at, color in sent_ns if at > held_ns and color != epoch % 3]
+    assert any(at > held_ns for at, _color in sent_ns), "nothing was sent"
     return len(late_ms), max(late_ms, default=0.0)
 
 
 def test_recolor_holds_for_every_frame_once_the_cache_is_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
-    """R1. A barrier reply alone is not enough (runtime/openvswitch.py says why): that is the negative control."""
+    """R1. A barrier reply alone is not enough (runtime/openvswitch.py says why): that is the negative control.
+
+    A cache is late by some 2 ms a thousand flows, and the answer's way here takes as long on some machines: so the
+    control's cache grows.
+    """
     with running_network(TOPOLOGIES[1]) as network:
         network.controller.put(network.network("red"))
         with sending(network.host("red", "v1"), mac_of("v3")):
             epochs = iter(range(1, 100))
             kept = [_stale_frames(network, next(epochs), forget=True) for _ in range(5)]
             control: list[tuple[int, float]] = []
-            while sum(count for count, _last_ms in control) == 0 and len(control) < 30:
-                control.append(_stale_frames(network, next(epochs), forget=False))
+            while sum(count for count, _last_ms in control) == 0 and len(control) < 15:
+                flows = 4000 << min(len(control), 3)
+                control.append(_stale_frames(network, next(epochs), forget=False, flows=flows))
     with capsys.disabled():
         sys.stdout.write(
             f"\nold color after the barrier reply (frames, last in ms): {control}; cache forgotten: {kept}"
