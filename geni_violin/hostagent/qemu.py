@@ -133,7 +133,7 @@ class QemuVm:
         self._process.observe(self._publish_death)
         try:
             await self._connect()
-            self._threads.hurry_main_loop()
+            await self._hurry()
             await self._set_capabilities({"events": True})
         except GeniViolinError as error:
             if await self._process.gone_within(_DEATH_PATIENCE_S):
@@ -156,15 +156,20 @@ class QemuVm:
         except NoAnswer:
             self._tracking.abandon()
             await self._connect()
-        self._threads.hurry_main_loop()
         self._tracking.begin(in_background=True)
         self._tracking.stale = has_userfaultfd(self.pid)
         if (await self.migration_progress()).status in ("failed", "cancelled"):
             self._tracking.finish()
             await self._tracking.settled()
+        await self._hurry()
 
     async def _connect(self, timeout_s: float = 15.0) -> None:
         await self._monitor.connect(self._folder.path, lambda: self._is_gone, timeout_s)
+
+    async def _hurry(self) -> None:
+        """Have QEMU's own threads go before the guest's processors, all of which are there by now."""
+        processors = await self._execute("query-cpus-fast")
+        self._threads.hurry_all_but(int(processor["thread-id"]) for processor in processors)
 
     def _publish(self, event: VmEvent) -> None:
         self._tracking.observe(event)

@@ -6,7 +6,7 @@ Unix socket's address is limited to 107 bytes (unix(7)), a folder's path is not.
 Each netdev has a chain of filters for :mod:`geni_violin.hostagent.qemu_edge`, from the TAP device to the guest::
 
     inbound    divert (to a socket) -> hold (buffer) -> inject (from a socket); the sockets are added when needed
-    outbound   outer (buffer) <- the record of what was sent, when it is needed <- inner (buffer)
+    outbound   outer (buffer) <- sent (a record, added when it is needed) <- inner (buffer)
 
 All are made switched off. A buffer's interval, in microseconds of the guest's time, is as long as it can be: it must
 never let frames go by itself. An interface with a hold port needs no filters, and where vhost-net moves its frames they
@@ -26,7 +26,7 @@ _RECEIVE_RING_FRAMES = 1024
 
 
 def filter_name(kind: str, index: int) -> str:
-    """The id of a filter (divert, hold, inject, outer, inner) of a network interface, counted from 0."""
+    """The id of a filter (divert, hold, inject, outer, sent, inner) of a network interface, counted from 0."""
     return f"{kind}{index}"
 
 

@@ -11,12 +11,12 @@ TAP device before the port was armed, or disarmed, are told from later ones by w
 
 *Outbound.* What the VM sends waits in ``outer``. For the channel state one has to know which of these frames were sent
 before the cut, so they are recorded with the guest's clock on their way into it. The record must begin exactly where
-the waiting does: ``inner`` on (from here on frames wait), record added, ``outer`` on, ``inner`` off. Now everything
-since the first step has passed, or will pass, the record once, and waits in ``outer``. What left before has the old
-color once the switch has read it, which is waited for as well.
+the waiting does: ``inner`` on (from here on frames wait), record on, ``outer`` on, ``inner`` off. Now everything since
+the first step has passed, or will pass, the record once, and waits in ``outer``. What left before has the old color
+once the switch has read it, which is waited for as well.
 
-The record's time stamps are ahead of the guest's clock by the whole seconds of the date at which QEMU made it; they are
-taken off here.
+The record is added, switched off, when the edge is armed. Its time stamps are ahead of the guest's clock by the whole
+seconds of the date at which QEMU made it; they are taken off here.
 
 A frame that QEMU has taken may still wait in front of a guest whose receive ring is full, and QEMU drops what waits
 there when the VM stops (net/net.c, net_vm_change_state_handler). So a hold also waits until there is room in the ring.
@@ -58,6 +58,8 @@ _LOOK_S = 0.0005
 _PATIENCE_S = 10.0
 _DATE_TRIES = 3
 _FRAMES_A_TURN, _MOST_TURNS = 50, 1_000
+_RECORD = "sent"
+"""The kind of the filter that records what the VM sends."""
 _REPLAYED_AT_ONCE = 500
 """Fewer than a receive ring has places: QEMU drops what waits in front of a full one for too long."""
 _DIVERT_BUFFER_BYTES = 64 << 20
@@ -80,24 +82,18 @@ class _Cut:
 
 
 @dataclass(frozen=True)
-class _Ring:
-    """A receive ring of virtio, by the guest's count of places that it gave (modulo 2**16): how many of them QEMU has
-    used, how many there were when QEMU last looked, and how many there are.
+class _FullRing:
+    """A receive ring of virtio in which QEMU knows of no room, so that frames may wait in front of it: how many of the
+    places that the guest gave QEMU has used, and how many there are by now (modulo 2**16).
     """
 
     used: int
-    seen: int
     given: int
 
     @property
-    def is_full(self) -> bool:
-        """Whether QEMU knows of no room: only then can frames wait. A guest that never gave a place takes none."""
-        return self.used == self.seen and self.given != 0
-
-    @property
     def has_unseen_room(self) -> bool:
-        """Whether the guest has made room since."""
-        return self.given != self.seen
+        """Whether the guest has made room since QEMU looked."""
+        return self.given != self.used
 
 
 class QemuEdge:
@@ -131,6 +127,7 @@ class QemuEdge:
         await asyncio.to_thread(write_atomically, self._armed_path, json.dumps([vlan_id, epoch]).encode())
         try:
             await self._open_channels(vlan_id, epoch, on_future)
+            await asyncio.gather(*(self._add_record(index) for index in self._indexes))
             await self._switch("divert", "on")
         except BaseException:  # not armed, so that the next try is none in vain
             await self._give_up_arming()
@@ -140,6 +137,7 @@ class QemuEdge:
         await self.close()
         for index in self._indexes:
             with contextlib.suppress(GeniViolinError):
+                await self._remove(filter_name(_RECORD, index))
                 await self._remove_diversion(index)
         self._armed_path.unlink(missing_ok=True)
 
@@ -148,17 +146,19 @@ class QemuEdge:
             await asyncio.gather(self._switch("hold", "on"), self._switch("outer", "on"))
             await self.until_rings_have_room()
             return
-        await self._until_taps_are_read()
         for channel in self._cut.channels:
             with channel.lock:
                 channel.queue.hold()
-        await asyncio.gather(*(self._begin_record(index) for index in self._indexes))
+        taken = [channel.queue.frames_taken for channel in self._cut.channels]
+        await asyncio.gather(self._switch("inner", "on"), self._switch(_RECORD, "on"))
         await asyncio.gather(
             self._switch("outer", "on"),
             self._switch("inner", "off"),
             self._until_the_switch_has_read(),
             self._until_all_is_consumed(),
         )
+        if not await self._are_taps_read_since(taken):
+            await self._until_taps_are_read()
 
     async def _until_all_is_consumed(self) -> None:
         """Wait until the guest has taken every frame that was passed on to it."""
@@ -168,21 +168,26 @@ class QemuEdge:
     async def _until_taps_are_read(self) -> None:
         """Wait until QEMU has read, and diverted, every frame that waited in front of it when this was called.
 
-        QEMU reads at most 50 frames from a TAP device at a turn of its main loop, and carries out a command at a turn.
-        So once fewer have come between two commands there was a turn at which none was left (net/tap.c, tap_send).
-
         :raise MachineFault: frames come faster than QEMU reads them.
         """
-        for channel in self._cut.channels if self._cut else ():
-            for _ in range(_MOST_TURNS):
-                before = channel.queue.frames_taken
-                await self._execute("query-status")
-                await self._execute("query-status")
-                await self._until(FrameChannel.all_taken, "divert frames")
-                if channel.queue.frames_taken - before < _FRAMES_A_TURN:
-                    break
-            else:
-                raise MachineFault("frames come faster than QEMU reads them", "see the machine's load")
+        for _ in range(_MOST_TURNS):
+            taken = [channel.queue.frames_taken for channel in self._cut.channels] if self._cut else []
+            await self._execute("query-status")
+            await self._execute("query-status")
+            if await self._are_taps_read_since(taken):
+                return
+        raise MachineFault("frames come faster than QEMU reads them", "see the machine's load")
+
+    async def _are_taps_read_since(self, taken: Sequence[int]) -> bool:
+        """Whether QEMU has read every frame that waited in front of it when it had diverted so many (of each interface).
+
+        To be asked when QEMU has answered two commands since, one after the other. It reads at most 50 frames from a TAP
+        device at a turn of its main loop, and carries out a command at a turn. So if fewer have come between two
+        commands there was a turn at which none was left (net/tap.c, tap_send).
+        """
+        await self._until(FrameChannel.all_taken, "divert frames")
+        channels = self._cut.channels if self._cut else []
+        return all(c.queue.frames_taken - before < _FRAMES_A_TURN for c, before in zip(channels, taken, strict=True))
 
     async def _until_the_switch_has_read(self) -> None:
         """Wait until the switch has read, and so colored, all that has left the VM.
@@ -203,56 +208,58 @@ class QemuEdge:
         """
         deadline = asyncio.get_running_loop().time() + _PATIENCE_S
         for index in self._indexes:
-            ring = await self._ring(index)
-            while ring is not None and ring.is_full:
+            ring = await self._full_ring(index)
+            while ring is not None:
                 if asyncio.get_running_loop().time() > deadline:
                     raise MachineFault(f"the guest takes no frames within {_PATIENCE_S:g} s", "see its console")
                 await asyncio.sleep(_LOOK_S)
-                before, ring = ring, await self._ring(index)
+                before, ring = ring, await self._full_ring(index)
                 if ring == before and ring.has_unseen_room:  # QEMU had time to use it, and nothing to use it for
                     break
 
-    async def _ring(self, index: int) -> "_Ring | None":
-        """An interface's receive ring; None if the guest has none, or QEMU (before 7.2) does not tell."""
+    async def _full_ring(self, index: int) -> "_FullRing | None":
+        """An interface's receive ring, if it is full; None if QEMU knows of room in it, or (before 7.2) does not tell.
+
+        A guest that never gave a place takes no frames, so that none wait for it.
+        """
         place: dict[str, Any] = {"path": f"/machine/peripheral/{device_name(index)}/virtio-backend", "queue": 0}
         try:
-            status, element = await asyncio.gather(
-                self._execute("x-query-virtio-queue-status", **place),
-                self._execute("x-query-virtio-queue-element", **place),
-            )
+            status = await self._execute("x-query-virtio-queue-status", **place)
+            if status["last-avail-idx"] != status["shadow-avail-idx"]:
+                return None
+            element = await self._execute("x-query-virtio-queue-element", **place)
         except CommandRefused:
             return None
-        return _Ring(status["last-avail-idx"], status["shadow-avail-idx"], element["avail"]["idx"])
+        given = element["avail"]["idx"]
+        return _FullRing(status["last-avail-idx"], given) if given else None
 
-    async def _begin_record(self, index: int) -> None:
-        """Have frames wait in ``inner``, with a record behind it: the first two steps of the theory of operation.
-
-        QEMU carries commands out in the order in which they are sent.
+    async def _add_record(self, index: int) -> None:
+        """Add the record of what the VM sends, switched off, between ``inner`` and ``outer``.
 
         :raise MachineFault: QEMU refuses, or the date's second ended meanwhile thrice.
         """
-        inner = filter_name("inner", index)
         record: dict[str, Any] = {
             "qom-type": "filter-dump",
-            "id": _sent_object(index),
+            "id": filter_name(_RECORD, index),
             "netdev": netdev_name(index),
             "queue": "rx",
+            "status": "off",
             "file": _sent_file(index),
-            "position": f"id={inner}",
+            "position": f"id={filter_name('inner', index)}",
             "insert": "before",
         }
         for _ in range(_DATE_TRIES):
             date_s = self._sent_dates_s[index] = _date_s()
-            await asyncio.gather(self._set_status(inner, "on"), self._execute("object-add", **record))
+            await self._remove(filter_name(_RECORD, index))
+            await self._execute("object-add", **record)
             if date_s == _date_s():
-                break
-            await self._remove(_sent_object(index))
-        else:
-            raise MachineFault("the date's seconds pass faster than QEMU begins a record", "see the machine's load")
+                return
+        raise MachineFault("the date's seconds pass faster than QEMU begins a record", "see the machine's load")
 
     async def release(self) -> None:
-        ended = [self._remove(_sent_object(index)) for index in self._indexes] if self._cut is not None else []
-        await asyncio.gather(self._switch("inner", "off"), self._switch("outer", "off"), self._deliver(), *ended)
+        await asyncio.gather(self._switch("outer", "off"), self._switch("inner", "off"), self._deliver())
+        if self._cut is not None:
+            await asyncio.gather(*(self._remove(filter_name(_RECORD, index)) for index in self._indexes))
 
     async def _deliver(self) -> None:
         for channel in self._cut.channels if self._cut else ():
@@ -441,10 +448,6 @@ def _date_s() -> int:
     equal readings around QEMU's own would then not prove that it read the same.
     """
     return int(time.mktime(time.gmtime(time.time())))
-
-
-def _sent_object(index: int) -> str:
-    return f"sent{index}"
 
 
 def _sent_file(index: int) -> str:

@@ -1,9 +1,10 @@
 """The niceness of QEMU's threads: who goes first at a cut, when all of them want the processors.
 
-Theory of operation. QEMU's main loop handles the monitor's commands and the guest's frames, so while it waits for a
-processor a cut waits: it is as urgent as the agent. The guest's own processors are not. A migration is streamed by a
-thread of its own, which QEMU makes when it begins: it is the one that was not there before, and as urgent as the main
-loop that made it, until the VM runs again. From then on it is as urgent as the guest. No more, because others of the
+Theory of operation. QEMU's main loop carries out the monitor's commands and handles the guest's frames, and the monitor
+has a thread of its own, which reads the commands: while one of them waits for a processor a cut waits. So all threads
+are as urgent as the agent but those of the guest's own processors. A migration is streamed by a thread of its own, which
+QEMU makes when it begins: it is the one that was not there before, and as urgent as the main loop that made it, until
+the VM runs again. From then on it is as urgent as the guest. No more, because others of the
 slice may still be in their cuts, with frames waiting for each millisecond; and no less, because the guest, and the main
 loop with it, waits for the stream where it writes to memory that has not left yet: measured, a stream that stepped back
 further let TCP in the guests time out.
@@ -14,9 +15,10 @@ the right to be less nice.
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-_MAIN_LOOP_NICENESS = -10
+_URGENT_NICENESS = -10
 _GUEST_NICENESS = 0
 
 
@@ -30,9 +32,10 @@ class QemuThreads:
         self._pid = pid
         self._others: frozenset[int] | None = None
 
-    def hurry_main_loop(self) -> None:
-        """All threads of the guest's processors are there, and stay as they are."""
-        _set_niceness(self._pid, _MAIN_LOOP_NICENESS)
+    def hurry_all_but(self, processors: Iterable[int]) -> None:
+        """Have the threads that are there be urgent, but for those of the guest's processors, which stay as they are."""
+        for thread in self._threads() - frozenset(processors):
+            _set_niceness(thread, _URGENT_NICENESS)
 
     def about_to_stream(self) -> None:
         """A migration is about to begin: no thread that is there streams."""
