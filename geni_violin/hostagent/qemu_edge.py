@@ -179,10 +179,10 @@ class QemuEdge:
         raise MachineFault("frames come faster than QEMU reads them", "see the machine's load")
 
     async def _are_taps_read_since(self, taken: Sequence[int]) -> bool:
-        """Whether QEMU has read every frame that waited in front of it when it had diverted so many (of each interface).
+        """Whether QEMU has read every frame that waited in front of it when it had diverted so many, by interface.
 
-        To be asked when QEMU has answered two commands since, one after the other. It reads at most 50 frames from a TAP
-        device at a turn of its main loop, and carries out a command at a turn. So if fewer have come between two
+        To be asked when QEMU has answered two commands since, one after the other. It reads at most 50 frames from a
+        TAP device at a turn of its main loop, and carries out a command at a turn. So if fewer have come between two
         commands there was a turn at which none was left (net/tap.c, tap_send).
         """
         await self._until(FrameChannel.all_taken, "divert frames")
