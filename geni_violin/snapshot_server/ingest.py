@@ -1,27 +1,27 @@
 """The TCP side of the snapshot server: images come and go over connections of their own.
 
-Theory of operation. A connection opens with one line of JSON and is answered by one (docs/protocol.md). For a *put*,
-all that follows, to the connection's end, is the image. Two buffers take turns: while a worker thread writes and hashes
-one, the event loop fills the other. So a stream has at most two buffers in memory, and when the disk is slower
-than the network the kernel's socket buffer fills and the sender waits. One write at a time keeps the order. A *get*
-works likewise: a thread makes the next portion of the image while one is being sent.
+Theory of operation. A connection opens with one line of JSON and is answered by one (docs/protocol.md). That is the
+event loop's work. For a *put*, all that follows, to the connection's end, is the image; a *get* is answered with one.
+Images are moved by threads, one each, which read from the socket, hash and hand on, or the other way round: measured,
+handing each buffer over from the event loop to a thread took a tenth of the time of all. A stream has one buffer in
+memory, and when the disk is slower than the network the kernel's socket buffer fills and the sender waits.
 
 An image's connection that ends before its image does is *reset*, not closed, so that QEMU's migration fails at once
-instead of believing that it arrived. To end one from outside (its snapshot is discarded, the server stops): what brings
-an image gets its reading side shut down, which the peer does not see and which wakes its task; that then ends by
-itself, after the thread that may be writing. Any other connection's task is canceled.
+instead of believing that it arrived. One that moves an image is ended from outside (its snapshot is discarded, the
+server stops) by having its thread see that: its reading side is shut down, which the peer does not notice and which
+wakes who reads, and who writes looks at it now and then. Its task then ends by itself, after the thread. Any other
+connection's task is canceled.
 """
 
 import asyncio
 import contextlib
-import itertools
 import json
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import structlog
 
@@ -31,14 +31,14 @@ from geni_violin.snapshot_server.store import ImageReader, ImageStore, ImageWrit
 from geni_violin.snapshot_server.stream_guard import StreamGuard
 
 BUFFER_BYTES = 1 << 20
-"""What is read, written and hashed at a time; a stream has two such buffers."""
-PORTION_BYTES = 1 << 20
-"""How much of an image is sent at a time; what is made meanwhile is as much again."""
+"""What is read, written and hashed at a time."""
 MAX_CONNECTIONS = 256
 MAX_OPENING_BYTES = 4096
 OPENING_DEADLINE_S = 10.0
 _WORKERS = 32
 _GOODBYE_S = 10.0
+_LOOK_S = 0.2
+"""How often a thread that cannot send looks whether it is to end."""
 _HEAD_START_S = 1.0
 """How long an image's connection stays after the image was refused: whoever asks for its status (the coordinator) hears
 why before the other end tells it that the connection broke. What comes meanwhile is read and thrown away, so that no
@@ -80,14 +80,17 @@ def parse_opening(line: bytes) -> Put | Get:
 
 @dataclass(eq=False)
 class _Connection:
-    """One connection and, if it brings an image, which. ``cut_off`` is why it was ended from outside."""
+    """One connection: whether it moves an image and, if it brings one, which. ``cut_off`` is why it was ended from
+    outside.
+    """
 
     socket: socket.socket
     peer: str
+    moves_image: bool = False
     reception: Reception | None = None
     cut_off: str = ""
 
-    def end_reading(self, reason: str) -> None:
+    def end(self, reason: str) -> None:
         self.cut_off = reason
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RD)
@@ -106,6 +109,7 @@ class Ingest:
         self._desk = desk
         self._listener = listener
         self._workers = ThreadPoolExecutor(_WORKERS, "ingest")
+        self._movers = ThreadPoolExecutor(MAX_CONNECTIONS, "image")
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._accepting: asyncio.Task[None] | None = None
         self.host: str = listener.getsockname()[0]
@@ -123,6 +127,7 @@ class Ingest:
         self._listener.close()
         await self._end(list(self._connections), "the snapshot server stops")
         self._workers.shutdown(wait=False)
+        self._movers.shutdown(wait=False)
 
     async def withdraw(self, snapshot_id: str) -> None:
         """Await nothing more of a snapshot and end its streams.
@@ -137,10 +142,10 @@ class Ingest:
 
     async def _end(self, tasks: list[asyncio.Task[None]], reason: str) -> None:
         for task in tasks:
-            if self._connections[task].reception is None:
-                task.cancel()
+            if self._connections[task].moves_image:
+                self._connections[task].end(reason)
             else:
-                self._connections[task].end_reading(reason)
+                task.cancel()
         if tasks:
             _done, pending = await asyncio.wait(tasks, timeout=_GOODBYE_S)
             if pending:
@@ -169,6 +174,7 @@ class Ingest:
                 if len(self._connections) > MAX_CONNECTIONS:
                     raise Conflict(f"there are {MAX_CONNECTIONS} connections already", "try again later")
                 opening, rest = await _read_opening(connection.socket)
+                connection.moves_image = True
                 if isinstance(opening, Put):
                     await self._put(connection, opening, rest)
                 else:
@@ -187,7 +193,7 @@ class Ingest:
         try:
             await _send_line(connection.socket, {"ok": True})
             _reset_on_close(connection.socket, True)
-            await self._send_image(connection, reader)
+            await self._move(_send, connection, reader)
         except GeniViolinError as error:  # words would be taken for part of the image; the reset is not
             _log.error("image_not_sent", snapshot=opening.snapshot_id, vm=opening.vm, reason=str(error))
         else:
@@ -195,19 +201,6 @@ class Ingest:
             _log.info("image_sent", snapshot=opening.snapshot_id, vm=opening.vm)
         finally:
             await asyncio.shield(self._in_thread(reader.close))
-
-    async def _send_image(self, connection: _Connection, reader: ImageReader) -> None:
-        """Send a portion while a thread makes the next one."""
-        chunks = reader.chunks()
-        making = self._submit(_portion, chunks)
-        try:
-            while portion := await asyncio.shield(making):
-                making = self._submit(_portion, chunks)
-                for chunk in portion:
-                    await asyncio.get_running_loop().sock_sendall(connection.socket, chunk)
-        finally:
-            # The reader must not be closed under a thread that uses it.
-            await asyncio.wait([making])
 
     async def _put(self, connection: _Connection, opening: Put, rest: bytes) -> None:
         reception = connection.reception = self._desk.claim(opening.token)
@@ -218,7 +211,7 @@ class Ingest:
             raise
         try:
             await _send_line(connection.socket, {"ok": True})
-            stored = await self._swallow(connection, reception, writer, rest)
+            stored = await self._move(_receive, connection, reception, writer, rest)
         except BaseException as error:
             _reset_on_close(connection.socket, True)
             await self._in_thread(writer.abort)
@@ -232,40 +225,24 @@ class Ingest:
             reception.complete(stored)
             _log.info("image_durable", snapshot=reception.snapshot_id, vm=reception.vm, bytes=stored.received_bytes)
 
-    async def _swallow(
-        self, connection: _Connection, reception: Reception, writer: ImageWriter, rest: bytes
-    ) -> StoredImage:
-        guard = StreamGuard(reception.expected_bytes)
-        guard.accept(memoryview(rest))
-        writing = self._submit(writer.write, memoryview(rest))
+    async def _move(
+        self,
+        function: Callable[Concatenate[_Connection, P], T],
+        connection: _Connection,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Have a thread of its own move an image through a connection."""
+        moving = asyncio.wrap_future(self._movers.submit(function, connection, *args, **kwargs))
         try:
-            for buffer in itertools.cycle((bytearray(BUFFER_BYTES), bytearray(BUFFER_BYTES))):
-                data = await self._fill(connection, buffer, writing)
-                await writing
-                connection.refuse_if_cut_off()
-                if not data:
-                    break
-                guard.accept(data)
-                reception.received_bytes = guard.received_bytes
-                writing = self._submit(writer.write, data)
+            return await asyncio.shield(moving)
+        except asyncio.CancelledError:
+            connection.end("the snapshot server stops")
+            raise
         finally:
-            # The writer must not be ended under a thread that uses it.
-            await asyncio.wait([writing])
-        guard.end()
-        return await self._in_thread(writer.finish)
-
-    @staticmethod
-    async def _fill(connection: _Connection, buffer: bytearray, writing: asyncio.Future[None]) -> memoryview:
-        """What comes next, and what is there besides while the buffer before is being written; nothing at the end."""
-        view = memoryview(buffer)
-        filled = count = await asyncio.get_running_loop().sock_recv_into(connection.socket, view)
-        while count and filled < len(buffer) and not writing.done():
-            try:
-                count = connection.socket.recv_into(view[filled:])
-            except BlockingIOError:
-                break
-            filled += count
-        return view[:filled]
+            # What the thread uses must not be ended under it.
+            await asyncio.wait([moving])
+            connection.socket.setblocking(False)
 
     def _submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
         return asyncio.wrap_future(self._workers.submit(function, *args, **kwargs))
@@ -274,16 +251,43 @@ class Ingest:
         return await self._submit(function, *args, **kwargs)
 
 
-def _portion(chunks: Iterator[bytes | memoryview]) -> list[bytes | memoryview]:
-    """The next chunks, together at least :data:`PORTION_BYTES`; none at the end."""
-    portion: list[bytes | memoryview] = []
-    size = 0
-    for chunk in chunks:
-        portion.append(chunk)
-        size += len(chunk)
-        if size >= PORTION_BYTES:
+def _receive(connection: _Connection, reception: Reception, writer: ImageWriter, rest: bytes) -> StoredImage:
+    """Take an image in, to its stream's end. Blocks."""
+    connection.socket.setblocking(True)
+    guard = StreamGuard(reception.expected_bytes)
+    buffer = memoryview(bytearray(BUFFER_BYTES))
+    data = memoryview(rest)
+    while True:
+        guard.accept(data)
+        reception.received_bytes = guard.received_bytes
+        writer.write(data)
+        data = buffer[: _filled(connection.socket, buffer)]
+        connection.refuse_if_cut_off()
+        if not data:
             break
-    return portion
+    guard.end()
+    return writer.finish()
+
+
+def _filled(connected: socket.socket, buffer: memoryview) -> int:
+    """Wait for what comes next, and take what is there by then, as far as there is room; 0 is the stream's end."""
+    filled = count = connected.recv_into(buffer)
+    with contextlib.suppress(BlockingIOError):
+        while count and filled < len(buffer):
+            count = connected.recv_into(buffer[filled:], 0, socket.MSG_DONTWAIT)
+            filled += count
+    return filled
+
+
+def _send(connection: _Connection, reader: ImageReader) -> None:
+    """Send an image. Blocks."""
+    connection.socket.settimeout(_LOOK_S)
+    for chunk in reader.chunks():
+        rest = memoryview(chunk)
+        while rest:
+            connection.refuse_if_cut_off()
+            with contextlib.suppress(TimeoutError):
+                rest = rest[connection.socket.send(rest) :]
 
 
 def _brings(connection: _Connection, snapshot_id: str) -> bool:

@@ -1,5 +1,6 @@
 """A pack in the making, in memory."""
 
+import mmap
 import secrets
 
 import numpy as np
@@ -25,8 +26,11 @@ PREFIX = "packs/"
 
 
 def new_buffer() -> NDArray[np.uint8]:
-    """Room for a pack; the kernel gives memory for it only as it is filled."""
-    return np.empty(_BUFFER_BYTES, np.uint8)
+    """Room for a pack, which begins at a page, so that it can be written past the page cache.
+
+    The kernel gives memory for it only as it is filled.
+    """
+    return np.frombuffer(mmap.mmap(-1, _BUFFER_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
 
 class PackBuilder:
