@@ -1,5 +1,7 @@
 """What only a folder can do wrong: a crash in the middle, a full disk, a folder without permission."""
 
+import errno
+import mmap
 import os
 import shutil
 import signal
@@ -157,5 +159,63 @@ def test_a_full_device_is_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(NoSpace, match="disk is full"):
         backend.put("a", b"1")
     monkeypatch.undo()
+    assert list(backend.list()) == []
+    assert list((tmp_path / ".partial").iterdir()) == []
+
+
+_SIZE = (9 << 20) + 17
+"""More than is written at a time, and no whole number of blocks."""
+
+
+def _aligned() -> memoryview:
+    """A buffer that begins at a page, as those of packs do."""
+    buffer = mmap.mmap(-1, _SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    buffer[:] = os.urandom(_SIZE)
+    return memoryview(buffer)
+
+
+@pytest.mark.parametrize("refused", ["never", "at once", "after a while"])
+def test_a_large_buffer_goes_past_the_cache_as_far_as_the_file_system_lets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    data, opened, written = _aligned(), os.open, os.pwrite
+    offsets: list[int] = []
+
+    def opens(path: str, flags: int, *mode: int, **options: int) -> int:
+        if flags & os.O_DIRECT and refused == "at once":
+            raise OSError(errno.EINVAL, "no O_DIRECT here")
+        return opened(path, flags & ~os.O_DIRECT, *mode, **options)  # whatever this file system knows of it
+
+    def writes(file: int, part: memoryview, offset: int) -> int:
+        offsets.append(offset)
+        if refused == "after a while" and len(offsets) > 1:
+            raise OSError(errno.EINVAL, "these blocks are too small")
+        return written(file, part, offset)
+
+    monkeypatch.setattr(os, "open", opens)
+    monkeypatch.setattr(os, "pwrite", writes)
+    backend = LocalBackend(tmp_path)
+    backend.put("packs/a", data)
+    assert backend.get("packs/a") == data
+    assert offsets == {"never": [0, 4 << 20, 8 << 20], "at once": [], "after a while": [0, 4 << 20]}[refused]
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_view_is_stored_wherever_it_begins(tmp_path: Path, start: int) -> None:
+    data = _aligned()
+    backend = LocalBackend(tmp_path)
+    backend.put("packs/a", data[start:])
+    backend.put("packs/b", data.toreadonly()[start:])
+    assert backend.get("packs/a") == backend.get("packs/b") == data[start:]
+
+
+def test_a_disk_that_fills_past_the_cache_is_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, part: memoryview, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    backend = LocalBackend(tmp_path)
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(NoSpace, match="disk is full"):
+        backend.put("packs/a", _aligned())
     assert list(backend.list()) == []
     assert list((tmp_path / ".partial").iterdir()) == []
