@@ -41,11 +41,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from geni_violin.core.errors import GeniViolinError, InvalidInput, MachineFault
+from geni_violin.core.errors import Conflict, GeniViolinError, InvalidInput, MachineFault
 from geni_violin.core.model import IN_HYPERVISOR
 from geni_violin.hostagent.edge import EdgeRecord
 from geni_violin.hostagent.frame_pump import FrameChannel, FramePump
-from geni_violin.hostagent.inbound_queue import MOST_FRAMES, InboundQueue
+from geni_violin.hostagent.inbound_queue import MOST_FRAMES, InboundQueue, Mode
 from geni_violin.hostagent.qemu_command import device_name, filter_name, netdev_name
 from geni_violin.hostagent.qemu_monitor import CommandRefused
 from geni_violin.hostagent.switch_end import SwitchEnd
@@ -127,7 +127,8 @@ class QemuEdge:
         await asyncio.to_thread(write_atomically, self._armed_path, json.dumps([vlan_id, epoch]).encode())
         try:
             await self._open_channels(vlan_id, epoch, on_future)
-            await asyncio.gather(*(self._add_record(index) for index in self._indexes))
+            for index in self._indexes:
+                await self._add_record(index)
             await self._switch("divert", "on")
         except BaseException:  # not armed, so that the next try is none in vain
             await self._give_up_arming()
@@ -138,6 +139,7 @@ class QemuEdge:
         for index in self._indexes:
             with contextlib.suppress(GeniViolinError):
                 await self._remove(filter_name(_RECORD, index))
+            with contextlib.suppress(GeniViolinError):
                 await self._remove_diversion(index)
         self._armed_path.unlink(missing_ok=True)
 
@@ -146,10 +148,12 @@ class QemuEdge:
             await asyncio.gather(self._switch("hold", "on"), self._switch("outer", "on"))
             await self.until_rings_have_room()
             return
-        for channel in self._cut.channels:
+        if any(channel.queue.mode is Mode.DELIVER for channel in self._cut.channels):
+            raise Conflict("the VM's edge has not stepped aside since its last cut", "wait until it has")
+        taken = self._frames_taken()
+        for channel, _count in taken:
             with channel.lock:
                 channel.queue.hold()
-        taken = [channel.queue.frames_taken for channel in self._cut.channels]
         await asyncio.gather(self._switch("inner", "on"), self._switch(_RECORD, "on"))
         await asyncio.gather(
             self._switch("outer", "on"),
@@ -157,7 +161,8 @@ class QemuEdge:
             self._until_the_switch_has_read(),
             self._until_all_is_consumed(),
         )
-        if not await self._are_taps_read_since(taken):
+        # A frame with the tag on came after all that had come without.
+        if not await self._are_taps_read_since([one for one in taken if not one[0].queue.tag_seen_in_hold]):
             await self._until_taps_are_read()
 
     async def _until_all_is_consumed(self) -> None:
@@ -171,23 +176,26 @@ class QemuEdge:
         :raise MachineFault: frames come faster than QEMU reads them.
         """
         for _ in range(_MOST_TURNS):
-            taken = [channel.queue.frames_taken for channel in self._cut.channels] if self._cut else []
+            taken = self._frames_taken()
             await self._execute("query-status")
             await self._execute("query-status")
             if await self._are_taps_read_since(taken):
                 return
         raise MachineFault("frames come faster than QEMU reads them", "see the machine's load")
 
-    async def _are_taps_read_since(self, taken: Sequence[int]) -> bool:
-        """Whether QEMU has read every frame that waited in front of it when it had diverted so many, by interface.
+    def _frames_taken(self) -> list[tuple[FrameChannel, int]]:
+        """How many frames QEMU has diverted so far, of each interface."""
+        return [(channel, channel.queue.frames_taken) for channel in (self._cut.channels if self._cut else ())]
+
+    async def _are_taps_read_since(self, taken: Sequence[tuple[FrameChannel, int]]) -> bool:
+        """Whether QEMU has read every frame that waited in front of it when it had diverted so many.
 
         To be asked when QEMU has answered two commands since, one after the other. It reads at most 50 frames from a
         TAP device at a turn of its main loop, and carries out a command at a turn. So if fewer have come between two
         commands there was a turn at which none was left (net/tap.c, tap_send).
         """
         await self._until(FrameChannel.all_taken, "divert frames")
-        channels = self._cut.channels if self._cut else []
-        return all(c.queue.frames_taken - before < _FRAMES_A_TURN for c, before in zip(channels, taken, strict=True))
+        return all(channel.queue.frames_taken - before < _FRAMES_A_TURN for channel, before in taken)
 
     async def _until_the_switch_has_read(self) -> None:
         """Wait until the switch has read, and so colored, all that has left the VM.

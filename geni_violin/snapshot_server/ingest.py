@@ -286,8 +286,11 @@ def _send(connection: _Connection, reader: ImageReader) -> None:
         rest = memoryview(chunk)
         while rest:
             connection.refuse_if_cut_off()
-            with contextlib.suppress(TimeoutError):
+            try:
                 rest = rest[connection.socket.send(rest) :]
+            except TimeoutError as late:
+                if late.errno:  # the kernel's: the other machine is gone
+                    raise
 
 
 def _brings(connection: _Connection, snapshot_id: str) -> bool:

@@ -217,10 +217,13 @@ class LocalBackend:
 def _write_durably(path: Path, data: bytes | memoryview | Path) -> None:
     """Write a new file, and have its bytes on the disk when this returns."""
     path.touch(mode=0o600, exist_ok=False)
+    written = 0
     if isinstance(data, memoryview):
         data = data.cast("B")
-        data = data[_write_past_the_cache(path, data) :]
-    with path.open("ab", buffering=0) as file:
+        written = _write_past_the_cache(path, data)
+        data = data[written:]
+    with path.open("r+b", buffering=0) as file:
+        file.seek(written)
         for portion in _portions(data):
             rest = memoryview(portion)
             while rest:
@@ -245,7 +248,7 @@ def _write_past_the_cache(path: Path, data: memoryview) -> int:
         finally:
             os.close(file)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
     return written
 

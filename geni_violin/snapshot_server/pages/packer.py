@@ -41,7 +41,7 @@ FRAME_PAGES = 64
 LEVEL = -1
 """zstd's level. Of the pages of real guests it makes 0.44 where 1 makes 0.39, in 0.84 of the time."""
 COMPRESSORS = 2
-_COMPRESSORS_NICENESS = 10
+_COMPRESSORS_NICENESS = 5
 """How much nicer they are than what feeds them: a stream's own thread has the most to do, one thing after the other."""
 MAX_BATCHES = 16
 """The most batches that wait to be compressed: 4 MiB of pages, and the runs that they are parts of."""
@@ -123,6 +123,7 @@ class Packer:
             COMPRESSORS, "compress", initializer=let_others_go_first, initargs=(_COMPRESSORS_NICENESS,)
         )
         self._putter = ThreadPoolExecutor(1, "put")
+        self._putter.submit(int)  # a thread is as nice as the one that makes it, which must not be a compressor
         self._local = threading.local()
 
     def begin(self, budget: Budget) -> Session:
