@@ -9,6 +9,10 @@ Before anything is done to the VM the connection to the snapshot server is open 
 cut is under way": an agent that starts and finds one undoes the cut, so that a crash leaves no VM paused or held for
 longer than the agent is away.
 
+The image of a VM that runs meanwhile leaves slowly at first, until others of its slice have had the time for their cuts
+too: streams at full speed take the processors, and QEMU waits for its own wherever it writes to memory that has not
+left yet. Slowly is by TCP's pacing, so that the stream's thread sleeps, and looks often what is waited for.
+
 An armed edge outlives a cut that is cancelled: it then passes every frame on, because the network still sends them
 tagged, until :class:`~geni_violin.hostagent.cuts.Cuts` is told to settle.
 """
@@ -59,7 +63,7 @@ from geni_violin.hostagent.hypervisor import FAILED, Vm
 from geni_violin.hostagent.vm_events import Died, MigrationStatus, Resumed, Stopped, VmEvent
 from geni_violin.runtime.clock import monotonic_ms, wall_s
 from geni_violin.runtime.processes import write_atomically
-from geni_violin.runtime.sockets import enlarge_buffers
+from geni_violin.runtime.sockets import end_pace, enlarge_buffers, pace
 
 CONNECT_PATIENCE_S = 5.0
 STALL_LOOK_S = 0.5
@@ -69,6 +73,9 @@ RECOLOR_PAUSE_S = 0.02
 _STREAM_BUFFER_BYTES = 16 << 20
 """What QEMU can send of an image before the snapshot server reads: the guest waits, where it writes to memory that has
 not left yet, and so does QEMU's main loop. Meanwhile, others of the slice are in their cuts."""
+_PACE_BYTES_PER_S, _PACED_UNSENT_BYTES = 40_000_000, 64 << 10
+"""How fast the image of a VM leaves that is being cut and runs."""
+_PACED_AFTER_CUT_S = 0.1
 _MARK = "cut-under-way"
 _LET_GO = (Action.RESUME_VM, Action.RELEASE_FRAMES)
 
@@ -153,6 +160,7 @@ class CutRunner:
         """What the edge did, once it has stepped aside."""
         self._changed = asyncio.Condition()
         self._connection: socket.socket | None = None
+        self._is_paced = False
         self._helpers: list[asyncio.Task[None]] = []
         self._timers: list[asyncio.TimerHandle] = []
         self._task: asyncio.Task[None] | None = None
@@ -257,13 +265,18 @@ class CutRunner:
                     self._set_timer(name, at_ms)
                 case Report():
                     self._reports.add(command)
+                    if command is Report.CUT and self._is_paced:
+                        self._call_later(_PACED_AFTER_CUT_S, self._let_stream_go)
         async with self._changed:
             self._changed.notify_all()
 
     def _set_timer(self, name: str, at_ms: float) -> None:
         delay_s = max(0.0, at_ms - monotonic_ms()) / 1000.0
-        loop = asyncio.get_running_loop()
-        self._timers.append(loop.call_later(delay_s, self._events.put_nowait, DeadlinePassed(name)))
+        self._call_later(delay_s, self._events.put_nowait, DeadlinePassed(name))
+
+    def _call_later(self, delay_s: float, call: Callable[..., None], *arguments: object) -> None:
+        """Unless the cut is over by then."""
+        self._timers.append(asyncio.get_running_loop().call_later(delay_s, call, *arguments))
 
     async def _wind_up(self) -> None:
         for timer in self._timers:
@@ -378,8 +391,12 @@ class CutRunner:
     async def _start_migration(self) -> None:
         if self._connection is None:
             raise PeerFault("the connection to the snapshot server is closed")
+        self._is_paced = self.request.strategy == "background"
+        if self._is_paced:
+            pace(self._connection, _PACE_BYTES_PER_S, _PACED_UNSENT_BYTES)
         await self._vm.start_migration(self._connection.fileno(), self.request.strategy)
-        self._close_connection()
+        if not self._is_paced:
+            self._close_connection()
         self._helpers.append(asyncio.create_task(self._watch_stream()))
 
     async def _watch_stream(self) -> None:
@@ -399,6 +416,12 @@ class CutRunner:
                 if progress.transferred_bytes != sent_bytes:
                     sent_bytes, moved_ms = progress.transferred_bytes, monotonic_ms()
             await asyncio.sleep(STALL_LOOK_S)
+
+    def _let_stream_go(self) -> None:
+        """Have the rest of the image leave as fast as it can."""
+        if self._connection is not None:
+            end_pace(self._connection)
+            self._close_connection()
 
     def _close_connection(self) -> None:
         if self._connection is not None:

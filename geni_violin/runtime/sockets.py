@@ -1,8 +1,10 @@
-"""Sockets' buffers, larger than the system lets everybody have them."""
+"""What sockets keep and how fast they send: buffers larger than the system lets everybody have them, and pacing."""
 
 import socket
 
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # asm-generic/socket.h; the socket module does not name them
+# asm-generic/socket.h and linux/tcp.h; the socket module does not name them
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE, _SO_MAX_PACING_RATE, _TCP_NOTSENT_LOWAT = 32, 33, 47, 25
+_UNPACED = -1
 
 
 def enlarge_buffers(end: socket.socket, *, send_bytes: int = 0, receive_bytes: int = 0) -> None:
@@ -19,3 +21,17 @@ def enlarge_buffers(end: socket.socket, *, send_bytes: int = 0, receive_bytes: i
                 end.setsockopt(socket.SOL_SOCKET, forced, size)
             except PermissionError:
                 end.setsockopt(socket.SOL_SOCKET, plain, size)
+
+
+def pace(end: socket.socket, bytes_per_s: int, unsent_bytes: int) -> None:
+    """Have a TCP connection send no faster, whoever writes to it, and keep no more than that unsent (tcp(7)): a writer
+    waits, for a moment only.
+    """
+    end.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, bytes_per_s)
+    end.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, unsent_bytes)
+
+
+def end_pace(end: socket.socket) -> None:
+    """Undo :func:`pace`; a writer that waits goes on."""
+    end.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _UNPACED)
+    end.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, 0)  # the system's own
