@@ -73,9 +73,9 @@ RECOLOR_PAUSE_S = 0.02
 _STREAM_BUFFER_BYTES = 16 << 20
 """What QEMU can send of an image before the snapshot server reads: the guest waits, where it writes to memory that has
 not left yet, and so does QEMU's main loop. Meanwhile, others of the slice are in their cuts."""
-_PACE_BYTES_PER_S, _PACED_UNSENT_BYTES = 40_000_000, 64 << 10
-"""How fast the image of a VM leaves that is being cut and runs."""
-_PACED_AFTER_CUT_S = 0.1
+_PACE_BYTES_PER_S, _PACED_UNSENT_BYTES = 150_000_000, 64 << 10
+_PACED_AFTER_CUT_S = 1.0
+"""How fast, and for how long, the image of a VM leaves that runs meanwhile; small ones have left by then."""
 _MARK = "cut-under-way"
 _LET_GO = (Action.RESUME_VM, Action.RELEASE_FRAMES)
 
@@ -313,6 +313,7 @@ class CutRunner:
             case MigrationStatus("pre-switchover"):
                 return MigrationPaused()
             case MigrationStatus("completed"):
+                self._close_connection()  # or the receiver would not see the end
                 return MigrationCompleted((await self._vm.migration_progress()).transferred_bytes)
             case MigrationStatus("failed" | "cancelled" as status):
                 return StepFailed(await self._migration_failure(status))

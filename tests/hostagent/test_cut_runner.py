@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from fake_vm import STREAM_BYTES, FakeQemu, FakeVm, breaks, fails, hangs, takes
 
 from geni_violin.core.errors import Conflict, GeniViolinError, InvalidInput, NotFound, PeerFault
 from geni_violin.core.messages import CutProgress, CutRequest, PrepareCut
+from geni_violin.hostagent import cut_runner
 from geni_violin.hostagent.cut_runner import mark_of, undo_interrupted_cut
 from geni_violin.hostagent.cuts import Cuts
 from geni_violin.hostagent.hypervisor import Nic, VmDefinition
@@ -108,7 +110,7 @@ def bench(test: Callable[[Bench], Awaitable[None]]) -> Callable[[Path], None]:
         try:
             yield on
         finally:
-            on.receiver.close()
+            await asyncio.to_thread(on.receiver.close)  # the agent holds its end of a stream for a while
 
     async def play(folder: Path) -> None:
         async with asyncio.timeout(30), made(folder) as on:
@@ -212,6 +214,24 @@ async def test_a_repeated_request_joins_the_first(on: Bench) -> None:
     assert first.cut == second.cut and on.qemu.trace.count("STOP") == 1
     with pytest.raises(NotFound):
         await on.cuts.progress(*KEY, "t9", wait_ms=0)
+
+
+@pytest.mark.parametrize(("strategy", "calls"), [("background", ["pace", "end_pace"]), ("stop", [])])
+def test_only_the_image_of_a_vm_that_runs_meanwhile_is_paced(tmp_path: Path, strategy: str, calls: list[str]) -> None:
+    @bench
+    async def paced(on: Bench) -> None:
+        on.qemu.trouble("middle", takes(0.3))
+        await on.cuts.cut(on.vm, on.request(strategy=strategy))
+        assert (await on.cuts.progress(*KEY, "t1", wait_ms=10_000)).phase == "streamed"
+
+    called: list[str] = []
+    with (
+        mock.patch.object(cut_runner, "pace", lambda *_: called.append("pace")),
+        mock.patch.object(cut_runner, "end_pace", lambda *_: called.append("end_pace")),
+        mock.patch.object(cut_runner, "_PACED_AFTER_CUT_S", 0.05),
+    ):
+        paced(tmp_path)
+    assert called == calls
 
 
 @bench
