@@ -71,11 +71,11 @@ STALL_LOOK_S = 0.5
 RECOLOR_PAUSE_S = 0.02
 """Before a recolor that the controller could not confirm is asked for again: it may have been restarted."""
 _STREAM_BUFFER_BYTES = 16 << 20
-"""What QEMU can send of an image before the snapshot server reads: the guest waits, where it writes to memory that has
-not left yet, and so does QEMU's main loop. Meanwhile, others of the slice are in their cuts."""
+"""What QEMU can send of an image before the snapshot server reads, once it is not paced: the guest waits, where it
+writes to memory that has not left yet, and so does QEMU's main loop."""
 _PACE_BYTES_PER_S, _PACED_UNSENT_BYTES = 150_000_000, 64 << 10
 _PACED_AFTER_CUT_S = 1.0
-"""How fast, and for how long, the image of a VM leaves that runs meanwhile; small ones have left by then."""
+"""How fast the image of a VM leaves that runs meanwhile, and for how long; small ones have left by then."""
 _MARK = "cut-under-way"
 _LET_GO = (Action.RESUME_VM, Action.RELEASE_FRAMES)
 

@@ -54,10 +54,6 @@ class InboundQueue:
         self.frames_unrecorded = 0
         """Frames in transit that found no room in ``received``; the VM got them, a restore cannot replay them."""
         self.future_frame_seen = False
-        self.tag_seen_in_hold = False
-        """Whether a frame with the slice's tag has come since the hold began, when the port was armed already: a TAP
-        device keeps the order, so no frame without the tag is left in front of it.
-        """
         self._vlan_id, self._new_color = vlan_id, color_of(epoch)
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
@@ -70,7 +66,6 @@ class InboundQueue:
             self.frames_taken += 1
             is_new, frame = self._told_apart(arrived)
             self.future_frame_seen = self.future_frame_seen or is_new
-            self.tag_seen_in_hold = self.tag_seen_in_hold or (self.mode is Mode.HOLD and frame is not arrived)
             if self.mode is Mode.DELIVER or (self.mode is Mode.PASS and not is_new):
                 passed.append(frame)
             elif not self._keep(frame):

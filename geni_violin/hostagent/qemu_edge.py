@@ -34,6 +34,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -149,9 +150,10 @@ class QemuEdge:
             await self.until_rings_have_room()
             return
         if any(channel.queue.mode is Mode.DELIVER for channel in self._cut.channels):
-            raise Conflict("the VM's edge has not stepped aside since its last cut", "wait until it has")
-        taken = self._frames_taken()
-        for channel, _count in taken:
+            words = "the VM's edge has not stepped aside since its last cut"
+            raise Conflict(words, "take a snapshot that holds frames: it does so then")
+        before = await self._frames_diverted()
+        for channel in self._cut.channels:
             with channel.lock:
                 channel.queue.hold()
         await asyncio.gather(self._switch("inner", "on"), self._switch(_RECORD, "on"))
@@ -161,8 +163,7 @@ class QemuEdge:
             self._until_the_switch_has_read(),
             self._until_all_is_consumed(),
         )
-        # A frame with the tag on came after all that had come without.
-        if not await self._are_taps_read_since([one for one in taken if not one[0].queue.tag_seen_in_hold]):
+        if not await self._are_taps_read(before, before):
             await self._until_taps_are_read()
 
     async def _until_all_is_consumed(self) -> None:
@@ -175,27 +176,33 @@ class QemuEdge:
 
         :raise MachineFault: frames come faster than QEMU reads them.
         """
+        first = last = await self._frames_diverted()
         for _ in range(_MOST_TURNS):
-            taken = self._frames_taken()
             await self._execute("query-status")
             await self._execute("query-status")
-            if await self._are_taps_read_since(taken):
+            if await self._are_taps_read(first, last):
                 return
+            last = await self._frames_diverted()
         raise MachineFault("frames come faster than QEMU reads them", "see the machine's load")
 
-    def _frames_taken(self) -> list[tuple[FrameChannel, int]]:
-        """How many frames QEMU has diverted so far, of each interface."""
-        return [(channel, channel.queue.frames_taken) for channel in (self._cut.channels if self._cut else ())]
-
-    async def _are_taps_read_since(self, taken: Sequence[tuple[FrameChannel, int]]) -> bool:
-        """Whether QEMU has read every frame that waited in front of it when it had diverted so many.
-
-        To be asked when QEMU has answered two commands since, one after the other. It reads at most 50 frames from a
-        TAP device at a turn of its main loop, and carries out a command at a turn. So if fewer have come between two
-        commands there was a turn at which none was left (net/tap.c, tap_send).
-        """
+    async def _frames_diverted(self) -> list[int]:
+        """How many frames QEMU has diverted so far, of each interface; those on their way to the agent are awaited."""
         await self._until(FrameChannel.all_taken, "divert frames")
-        return all(channel.queue.frames_taken - before < _FRAMES_A_TURN for channel, before in taken)
+        return [channel.queue.frames_taken for channel in (self._cut.channels if self._cut else ())]
+
+    async def _are_taps_read(self, first: Sequence[int], last: Sequence[int]) -> bool:
+        """Whether QEMU has read every frame that waited in front of it when it had diverted ``first`` frames.
+
+        To be asked when QEMU has answered two commands, one after the other, since it had diverted ``last``. It reads
+        at most 50 frames from a TAP device at a turn of its main loop, and carries out a command at a turn. So if fewer
+        have come between two commands there was a turn at which none was left (net/tap.c, tap_send). And if as many
+        have come as the device can hold, all that it held are among them.
+        """
+        counts = zip(await self._frames_diverted(), first, last, self._taps, strict=False)
+        return all(
+            now - at_last < _FRAMES_A_TURN or now - at_first >= _queue_frames(tap)
+            for now, at_first, at_last, tap in counts
+        )
 
     async def _until_the_switch_has_read(self) -> None:
         """Wait until the switch has read, and so colored, all that has left the VM.
@@ -447,6 +454,14 @@ async def _wait_until(condition: Callable[[], bool], late: MachineFault) -> None
 def _under_lock(channel: FrameChannel, condition: Callable[[FrameChannel], bool]) -> bool:
     with channel.lock:
         return condition(channel)
+
+
+def _queue_frames(tap: str) -> int:
+    """How many frames a TAP device can hold; very many if it does not tell."""
+    try:
+        return int(Path(f"/sys/class/net/{tap}/tx_queue_len").read_text())
+    except OSError:
+        return sys.maxsize
 
 
 def _date_s() -> int:

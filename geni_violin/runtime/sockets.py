@@ -32,6 +32,6 @@ def pace(end: socket.socket, bytes_per_s: int, unsent_bytes: int) -> None:
 
 
 def end_pace(end: socket.socket) -> None:
-    """Undo :func:`pace`; a writer that waits goes on."""
+    """Lift the bounds of :func:`pace`; a writer that waits goes on."""
     end.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _UNPACED)
     end.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, 0)  # the system's own

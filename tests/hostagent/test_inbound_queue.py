@@ -53,17 +53,6 @@ def test_before_the_cut_nothing_is_recorded_and_old_frames_are_no_trigger() -> N
     assert not queue.future_frame_seen and queue.received == [] and queue.frames_held == 0
 
 
-def test_a_tag_seen_in_hold_tells_that_all_before_the_arming_has_come() -> None:
-    """Only in the hold: a tag seen before it may have come while the port was still being armed."""
-    queue = InboundQueue(VLAN_ID, EPOCH)
-    queue.take([tagged(1, OLD), tagged(2, NEW)], 0)
-    queue.hold()
-    queue.take([plain(3), plain(4, INNER_TAG)], 0)
-    assert not queue.tag_seen_in_hold
-    queue.take([tagged(5, OLD)], 0)
-    assert queue.tag_seen_in_hold
-
-
 def test_a_guests_own_tags_stay_inside() -> None:
     queue = InboundQueue(VLAN_ID, EPOCH)
     assert numbers(queue.take([tagged(1, OLD, INNER_TAG), plain(2, INNER_TAG)], 0)) == [1, 2]
