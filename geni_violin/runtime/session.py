@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -53,7 +54,7 @@ class NewSession:
             program runs that nobody knows of.
         :raise MachineFault: it cannot be started.
         """
-        leader = self._leading()  # before any signal is kept waiting: programs inherit that
+        leader = self._leading()
         with _no_end():
             record(_started(leader, command, log, environment))
 
@@ -72,12 +73,23 @@ class NewSession:
 
 @contextlib.contextmanager
 def _no_end() -> Iterator[None]:
-    """Signals that end this process wait meanwhile."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_THAT_END)
+    """Signals that end this process wait meanwhile.
+
+    They are caught, not blocked: a thread's mask does not keep the others from being given them, and then it is the
+    main thread all the same that Python interrupts. Any other thread is interrupted by none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _frame: came.append(number)) for number in _SIGNALS_THAT_END}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for one in came:
+            signal.raise_signal(one)
 
 
 def _started(leader: "subprocess.Popen[str]", command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -51,9 +52,12 @@ def test_a_signal_that_ends_the_starter_waits_until_the_program_is_recorded(tmp_
     """And the program inherits nothing of that."""
     log, recorded = tmp_path / "log", list[int]()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts these tests may have it ignored
+    over = threading.Event()
+    threading.Thread(target=over.wait, daemon=True).start()  # the kernel may give the signal to any thread
 
     def record(pid: int) -> None:
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)
         recorded.append(pid)
 
     words = ["sh", "-c", "grep SigBlk /proc/self/status; exec sleep 60"]
@@ -62,4 +66,5 @@ def test_a_signal_that_ends_the_starter_waits_until_the_program_is_recorded(tmp_
             session.spawn(words, log, dict(os.environ), record)
         assert len(recorded) == 1
         _until_says(log, "SigBlk:\t0000000000000000")
+    over.set()
     os.kill(recorded[0], signal.SIGTERM)
