@@ -160,7 +160,6 @@ class CutRunner:
         """What the edge did, once it has stepped aside."""
         self._changed = asyncio.Condition()
         self._connection: socket.socket | None = None
-        self._is_paced = False
         self._helpers: list[asyncio.Task[None]] = []
         self._timers: list[asyncio.TimerHandle] = []
         self._task: asyncio.Task[None] | None = None
@@ -171,6 +170,11 @@ class CutRunner:
     def over(self) -> bool:
         """Whether the cut and its stream have ended, in whatever way, and all is cleaned up."""
         return self._over
+
+    @property
+    def _is_paced(self) -> bool:
+        """Whether its image leaves slowly at first: only that of a VM that runs meanwhile."""
+        return self.request.strategy == "background"
 
     async def start(self) -> None:
         """Connect to the snapshot server and begin.
@@ -392,7 +396,6 @@ class CutRunner:
     async def _start_migration(self) -> None:
         if self._connection is None:
             raise PeerFault("the connection to the snapshot server is closed")
-        self._is_paced = self.request.strategy == "background"
         if self._is_paced:
             pace(self._connection, _PACE_BYTES_PER_S, _PACED_UNSENT_BYTES)
         await self._vm.start_migration(self._connection.fileno(), self.request.strategy)
